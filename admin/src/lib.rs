@@ -1,0 +1,1 @@
+//! pulp-admin: the command line client.

@@ -1,0 +1,1 @@
+//! REST API under /pulp/api/v2.

@@ -1,0 +1,1 @@
+//! The registry that clients pull from; reads published files only.

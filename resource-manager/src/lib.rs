@@ -1,0 +1,1 @@
+//! Leads by lease, serialises locks per repository, grants tasks.

@@ -1,0 +1,1 @@
+//! What is on the wire between roles; AMQP and in-process.

@@ -1,0 +1,1 @@
+//! Content-addressed blobs: verified when they enter, never changed after.

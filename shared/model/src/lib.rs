@@ -1,0 +1,25 @@
+//! Domain types, no I/O: what an image, a repository and a task are.
+//!
+//! Everything here is parsed once, at the edge; a value of one of these types is valid.
+//! Pure rules that several roles need (which resources a task locks, in which class it runs) live
+//! beside the types they speak of. Nothing here reads a clock, a file or a socket.
+
+pub mod config;
+pub mod digest;
+pub mod error;
+pub mod history;
+pub mod id;
+pub mod image;
+pub mod media_type;
+pub mod name;
+pub mod progress;
+pub mod task;
+pub mod time;
+pub mod unit;
+
+pub use digest::{Algorithm, Digest};
+pub use error::{CodedError, ErrorCode};
+pub use id::{Attempt, Epoch, TaskId, UploadId, VersionNumber, WorkerName};
+pub use media_type::MediaType;
+pub use name::{DistributorId, Login, RegistryId, RepositoryId, TagName};
+pub use time::Timestamp;

@@ -1,0 +1,1 @@
+//! The published tree and the redirect file: one definition for worker and crane.

@@ -1,0 +1,1 @@
+//! Registry client: pulls by tag and digest, verifies every byte.

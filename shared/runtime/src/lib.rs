@@ -1,0 +1,1 @@
+//! Configuration, logging, shutdown: what every role's process needs.

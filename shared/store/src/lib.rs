@@ -1,0 +1,1 @@
+//! SQL: migrations and one module an aggregate; PostgreSQL and SQLite.

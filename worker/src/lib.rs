@@ -1,0 +1,1 @@
+//! Claims a grant, runs the task kind, commits its effect.
