@@ -1,0 +1,92 @@
+//! File operations that last: what they made is on disk when they return.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{ErrorKind, Write as _},
+    os::unix::fs::symlink,
+    path::{Component, Path, PathBuf},
+};
+
+use crate::PublicationError;
+
+type Result<T> = std::result::Result<T, PublicationError>;
+
+pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(PublicationError::io("create the directory", path))
+}
+
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    let sync = || File::open(path)?.sync_all();
+    sync().map_err(PublicationError::io("sync the directory", path))
+}
+
+/// Writes a new file and syncs it.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(PublicationError::io("write the file", path))
+}
+
+pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {
+    symlink(target, link).map_err(PublicationError::io("make the link", link))
+}
+
+/// Points `link` at `target`, at once: readers see the old link or the new one.
+pub(crate) fn switch_link(target: &Path, link: &Path, temporary: &Path) -> Result<()> {
+    remove_file(temporary)?;
+    self::link(target, temporary)?;
+    fs::rename(temporary, link).map_err(PublicationError::io("rename over the link", link))
+}
+
+/// Removes a file or link; fine if there is none.
+pub(crate) fn remove_file(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(PublicationError::io("remove", path)(e)),
+    }
+}
+
+/// Removes a directory and all below it, links as such; fine if there is none.
+pub(crate) fn remove_tree(path: &Path) -> Result<bool> {
+    match fs::remove_dir_all(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(PublicationError::io("remove the directory", path)(e)),
+    }
+}
+
+/// Names in a directory; none if there is no such directory.
+pub(crate) fn names(path: &Path) -> Result<Vec<OsString>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(PublicationError::io("list", path)(e)),
+    };
+    let names: std::io::Result<Vec<OsString>> = entries.map(|e| e.map(|e| e.file_name())).collect();
+    names.map_err(PublicationError::io("list", path))
+}
+
+/// The target for a link that lies in `dir`: relative if the two paths have a directory in common (so that the
+/// whole can be moved or mounted elsewhere), else `target` as it is. Both paths absolute and free of links.
+pub(crate) fn link_target(dir: &Path, target: &Path) -> PathBuf {
+    let common = dir
+        .components()
+        .zip(target.components())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let shares_a_directory = dir
+        .components()
+        .take(common)
+        .any(|c| matches!(c, Component::Normal(_)));
+    if !shares_a_directory {
+        return target.to_owned();
+    }
+    let up = dir.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(target.components().skip(common)).collect()
+}

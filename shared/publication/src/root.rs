@@ -1,0 +1,202 @@
+//! The publish directory: where things lie, and how they are removed.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use pulp_model::RepositoryId;
+
+use crate::{PublicationError, PublicationId, fs as disk};
+
+type Result<T> = std::result::Result<T, PublicationError>;
+
+/// The two APIs that a repository is published for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Api {
+    V1,
+    V2,
+}
+
+impl Api {
+    pub(crate) const ALL: [Self; 2] = [Self::V2, Self::V1];
+}
+
+/// The publish directory, by default `/var/lib/pulp/published/docker`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    path: PathBuf,
+}
+
+/// What pruning removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The directories removed.
+    pub removed: Vec<PathBuf>,
+}
+
+impl Root {
+    /// The directory at `path`; it need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn base(&self, api: Api) -> PathBuf {
+        match api {
+            Api::V1 => self.path.clone(),
+            Api::V2 => self.path.join("v2"),
+        }
+    }
+
+    pub(crate) fn app_dir(&self, api: Api) -> PathBuf {
+        self.base(api).join("app")
+    }
+
+    pub(crate) fn web_dir(&self, api: Api) -> PathBuf {
+        self.base(api).join("web")
+    }
+
+    pub(crate) fn master(&self, api: Api, repo: &RepositoryId) -> PathBuf {
+        self.base(api).join("master").join(repo.as_str())
+    }
+
+    /// The directories that hold the redirect files, v1 and v2: what Crane scans and watches.
+    pub fn app_dirs(&self) -> [PathBuf; 2] {
+        [self.app_dir(Api::V1), self.app_dir(Api::V2)]
+    }
+
+    /// Where a repository's export goes unless it is told another place.
+    pub fn export_file(&self, repo: &RepositoryId) -> PathBuf {
+        self.path.join("export").join("repo").join(format!("{repo}.tar"))
+    }
+
+    /// Whether the repository is published.
+    pub fn is_published(&self, repo: &RepositoryId) -> bool {
+        self.app_dir(Api::V2).join(format!("{repo}.json")).exists()
+    }
+
+    /// Makes the directories that a publication's links go to, so that Crane can watch them from the start.
+    pub fn prepare(&self) -> Result<()> {
+        for api in Api::ALL {
+            disk::create_dir_all(&self.web_dir(api))?;
+            disk::create_dir_all(&self.app_dir(api))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a repository's older publications, of each API. The published one stays, and so do the
+    /// `keep_previous` latest before it and all made within `older_than`: a reader may still be in them.
+    pub fn prune(&self, repo: &RepositoryId, keep_previous: usize, older_than: Duration) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        for api in Api::ALL {
+            let master = self.master(api, repo);
+            let current = self.current(api, repo);
+            let mut old: Vec<String> = disk::names(&master)?
+                .into_iter()
+                .filter(|name| !current.contains(name))
+                .filter_map(|name| name.into_string().ok())
+                .filter(|name| publication_of(name).is_some())
+                .collect();
+            // Ids grow with time, so the latest come first.
+            old.sort_unstable_by(|a, b| b.cmp(a));
+            for name in old.into_iter().skip(keep_previous) {
+                let path = master.join(name);
+                if age(&path).is_some_and(|age| age >= older_than) {
+                    disk::remove_tree(&path)?;
+                    pruned.removed.push(path);
+                }
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Removes what given-up attempts at publishing left behind. `is_dead` gets the text that was given to
+    /// [`Root::stage`] (characters other than letters, digits and dashes replaced by `_`) and must be true only if
+    /// that attempt can't be running any more.
+    pub fn remove_abandoned(&self, repo: &RepositoryId, is_dead: impl Fn(&str) -> bool) -> Result<Pruned> {
+        let mut pruned = Pruned::default();
+        for api in Api::ALL {
+            let master = self.master(api, repo);
+            for name in disk::names(&master)? {
+                if name.to_str().and_then(attempt_of_tree).is_some_and(&is_dead) {
+                    disk::remove_tree(&master.join(&name))?;
+                    pruned.removed.push(master.join(&name));
+                }
+            }
+            for dir in [self.web_dir(api), self.app_dir(api)] {
+                for name in disk::names(&dir)? {
+                    let attempt = name.to_str().and_then(|n| attempt_of_link(n, repo));
+                    if attempt.is_some_and(&is_dead) {
+                        disk::remove_file(&dir.join(&name))?;
+                    }
+                }
+            }
+        }
+        Ok(pruned)
+    }
+
+    /// Removes a repository from the published ones: redirect files first, so that nothing points at files that go,
+    /// then the links to the files, then the files. Fine if it is not there or half removed.
+    pub fn unpublish(&self, repo: &RepositoryId) -> Result<()> {
+        for api in Api::ALL {
+            let app = self.app_dir(api);
+            if disk::remove_file(&app.join(format!("{repo}.json")))? {
+                disk::sync_dir(&app)?;
+            }
+        }
+        for api in Api::ALL {
+            let web = self.web_dir(api);
+            if disk::remove_file(&web.join(repo.as_str()))? {
+                disk::sync_dir(&web)?;
+            }
+        }
+        for api in Api::ALL {
+            disk::remove_tree(&self.master(api, repo))?;
+        }
+        Ok(())
+    }
+
+    /// Names of the trees that this API's links point to: one, or two in the middle of a switch.
+    fn current(&self, api: Api, repo: &RepositoryId) -> BTreeSet<OsString> {
+        let master = Path::new("..").join("master").join(repo.as_str());
+        [
+            self.app_dir(api).join(format!("{repo}.json")),
+            self.web_dir(api).join(repo.as_str()),
+        ]
+        .iter()
+        .filter_map(|link| fs::read_link(link).ok())
+        .filter_map(|target| Some(target.strip_prefix(&master).ok()?.iter().next()?.to_owned()))
+        .collect()
+    }
+}
+
+/// `<publication>` or `<publication>.<attempt>`.
+fn publication_of(name: &str) -> Option<PublicationId> {
+    name.split_once('.').map_or(name, |(id, _)| id).parse().ok()
+}
+
+/// `.<publication>.<attempt>.tmp`
+fn attempt_of_tree(name: &str) -> Option<&str> {
+    let (id, attempt) = name.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.')?;
+    id.parse::<PublicationId>().ok().map(|_| attempt)
+}
+
+/// `.tmp+<attempt>+<repo>`
+fn attempt_of_link<'a>(name: &'a str, repo: &RepositoryId) -> Option<&'a str> {
+    let (attempt, of) = name.strip_prefix(".tmp+")?.split_once('+')?;
+    (of == repo.as_str()).then_some(attempt)
+}
+
+fn age(path: &Path) -> Option<Duration> {
+    let made = fs::symlink_metadata(path).ok()?.modified().ok()?;
+    // A tree from the future (clocks differ between hosts) counts as new.
+    Some(SystemTime::now().duration_since(made).unwrap_or_default())
+}
