@@ -1,1 +1,29 @@
 //! SQL: migrations and one module an aggregate; PostgreSQL and SQLite.
+//!
+//! SQL stands in this crate alone. Calls that read take the [`Store`]; calls that write take a [`Tx`], so that
+//! the caller decides what is one change. Whatever a task does to content goes through a [`FencedTx`], which
+//! only the task's current attempt can begin: the compiler enforces the fence.
+
+mod engine;
+mod error;
+mod migrate;
+mod row;
+
+pub mod attempts;
+pub mod distributors;
+pub mod grants;
+pub mod history;
+pub mod importers;
+pub mod leases;
+pub mod outbox;
+pub mod repositories;
+pub mod tasks;
+pub mod units;
+pub mod uploads;
+pub mod users;
+pub mod versions;
+pub mod workers;
+
+pub use attempts::{ClaimOutcome, ClaimedTask, FencedTx, TaskLease};
+pub use engine::{Engine, Store, Tx};
+pub use error::StoreError;

@@ -1,0 +1,109 @@
+//! What can go wrong, by what the caller can do about it.
+
+use pulp_model::{Attempt, TaskId};
+
+/// A failed call of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database can't be reached or is too busy; the same call may succeed later.
+    #[error("the database is not available")]
+    Unavailable(#[source] sqlx::Error),
+    /// A row with this key exists already.
+    #[error("{0} exists already")]
+    Duplicate(String),
+    /// The reservations would conflict; the lock table that asked for them is out of date.
+    #[error("a grant conflicts with reservations that others hold")]
+    ReservationConflict,
+    /// This leader's epoch is over; another leads now. Stop leading.
+    #[error("leadership is lost")]
+    LeadershipLost,
+    /// The task's attempt is over: it was canceled, revoked or granted anew. Commit nothing.
+    #[error("attempt {attempt} of task {task_id} is over (task is {now})")]
+    Fenced {
+        /// The task.
+        task_id: TaskId,
+        /// The attempt that asked.
+        attempt: Attempt,
+        /// State and attempt that the row has now.
+        now: String,
+    },
+    /// A row that this release can't read.
+    #[error("{what} can't be read from the database")]
+    Corrupt {
+        /// Table and column.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database's schema is not the one of this release.
+    #[error("the database needs `pulp manage-db`: {0}")]
+    SchemaMismatch(String),
+    /// Migrations failed.
+    #[error("migrating the database failed")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// A url that names no known engine.
+    #[error("database url {0:?} names no known engine; use sqlite:/path/to/file or postgres://…")]
+    UnknownEngine(String),
+    /// Anything else the database said.
+    #[error("the database refused a statement")]
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            sqlx::Error::Database(db) => {
+                let code = db.code().unwrap_or_default();
+                // 57P0x: the server goes down or comes up; 53300: too many connections; 08xxx: connection lost.
+                // SQLite 5 and 6 (and their extended forms): busy, locked.
+                if code.starts_with("57P") || code.starts_with("08") || code == "53300" {
+                    return Self::Unavailable(error);
+                }
+                if matches!(code.parse::<i64>().map(|c| c & 0xff), Ok(5 | 6)) && code.len() < 5 {
+                    return Self::Unavailable(error);
+                }
+                // 23P01: exclusion constraint; the unique index is its like on SQLite.
+                let text = db.message();
+                if code == "23P01"
+                    || text.contains("reservations_one_exclusive")
+                    || text.contains("reservations.resource")
+                {
+                    return Self::ReservationConflict;
+                }
+                Self::Database(error)
+            }
+            _ => Self::Database(error),
+        }
+    }
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    pub(crate) fn corrupt(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Corrupt {
+            what,
+            source: source.into(),
+        }
+    }
+}
+
+/// Turns a violated unique key into [`StoreError::Duplicate`].
+pub(crate) fn duplicate(error: sqlx::Error, what: &str) -> StoreError {
+    match &error {
+        sqlx::Error::Database(db) if db.is_unique_violation() => StoreError::Duplicate(what.to_owned()),
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,328 @@
+//! What the resource manager reads and commits. Every write is conditional on its epoch.
+
+use std::{collections::HashMap, time::Duration};
+
+use pulp_model::{
+    Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
+    task::{Claim, LockMode, ResourceKey, TaskClass, TaskState},
+};
+use sqlx::{Row as _, any::AnyRow};
+
+use crate::{
+    Store, StoreError, Tx,
+    engine::{assembled, placeholders},
+    leases::micros,
+    row,
+    tasks::state,
+};
+
+/// The role whose lease guards these writes.
+pub const ROLE: &str = "resource-manager";
+
+/// Rows a statement takes at once; PostgreSQL allows 65,535 parameters, SQLite 32,766.
+const CHUNK: usize = 1000;
+
+/// A task that is not at its end, as the lock table needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveTask {
+    /// The key.
+    pub id: TaskId,
+    /// Waiting, accepted or running.
+    pub state: TaskState,
+    /// The attempt that holds it; 0 before the first grant.
+    pub attempt: Attempt,
+    /// The queue its grant goes to.
+    pub class: TaskClass,
+    /// What it needs.
+    pub claims: Vec<Claim>,
+    /// Its place in the order of arrival, with the id as tie-break.
+    pub created: Timestamp,
+}
+
+/// A grant that is to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The task.
+    pub id: TaskId,
+    /// Its class.
+    pub class: TaskClass,
+    /// What it takes.
+    pub claims: Vec<Claim>,
+}
+
+/// What became of a task whose worker was lost or which did not stop in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revoked {
+    /// It waits again, for its next attempt.
+    WaitsAgain,
+    /// It has ended.
+    Ended,
+}
+
+impl Store {
+    /// Every task that is not at its end, oldest first.
+    pub async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError> {
+        let sql = "SELECT task_id, state, attempt, class, created FROM tasks \
+                   WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, task_id";
+        let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
+        let claims = "SELECT r.task_id, r.resource, r.exclusive FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
+                      WHERE t.state IN ('waiting', 'accepted', 'running') ORDER BY r.resource";
+        let mut claims = by_task(sqlx::query(claims).fetch_all(&self.pool).await?)?;
+        rows.iter().map(|r| live(r, &mut claims)).collect()
+    }
+
+    /// Those of `ids` that are not at their end, oldest first.
+    pub async fn live_among(&self, ids: &[TaskId]) -> Result<Vec<LiveTask>, StoreError> {
+        let mut found = Vec::new();
+        for chunk in ids.chunks(CHUNK) {
+            let list = placeholders(1, chunk.len());
+            let sql = format!(
+                "SELECT task_id, state, attempt, class, created FROM tasks WHERE task_id IN ({list}) \
+                 AND state IN ('waiting', 'accepted', 'running')"
+            );
+            let mut query = sqlx::query(assembled(sql));
+            let claims = format!(
+                "SELECT task_id, resource, exclusive FROM task_resources WHERE task_id IN ({list}) ORDER BY resource"
+            );
+            let mut claims = sqlx::query(assembled(claims));
+            for id in chunk {
+                query = query.bind(id.to_string());
+                claims = claims.bind(id.to_string());
+            }
+            let rows = query.fetch_all(&self.pool).await?;
+            let mut claims = by_task(claims.fetch_all(&self.pool).await?)?;
+            for r in &rows {
+                found.push(live(r, &mut claims)?);
+            }
+        }
+        found.sort_by_key(|t| (t.created, t.id));
+        Ok(found)
+    }
+
+    /// Commits grants under `epoch`: task accepted, attempt counted, resources reserved, worker told. A task
+    /// that waits no more is passed over. Answers those granted.
+    pub async fn commit_grants(
+        &self,
+        epoch: Epoch,
+        grants: &[Grant],
+    ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.require_epoch(ROLE, epoch).await?;
+        let mut granted = Vec::with_capacity(grants.len());
+        for grant in grants {
+            if let Some(attempt) = tx.grant(epoch, grant).await? {
+                granted.push((grant.id, attempt));
+            }
+        }
+        tx.commit().await?;
+        Ok(granted)
+    }
+
+    /// Sends grants again that no worker has claimed for `older_than`: their message was lost, or its queue is
+    /// long. The attempt stays the same, so that of two messages only one claims. Answers how many.
+    pub async fn resend_unclaimed(&self, epoch: Epoch, older_than: Duration) -> Result<u64, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.require_epoch(ROLE, epoch).await?;
+        let now = tx.now().await?;
+        let sql = "SELECT task_id, attempt, class FROM tasks WHERE state = 'accepted' AND accepted < $1 ORDER BY accepted LIMIT 1000";
+        let before = now.plus_micros(-micros(older_than)).micros();
+        let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            let touch = "UPDATE tasks SET accepted = $2 WHERE task_id = $1 AND state = 'accepted'";
+            sqlx::query(touch)
+                .bind(id.to_string())
+                .bind(now.micros())
+                .execute(tx.on())
+                .await?;
+            tx.tell_granted(id, Attempt(r.try_get("attempt")?), class(r)?, epoch)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(rows.len() as u64)
+    }
+
+    /// Takes running tasks from workers that are dead, by liveness and not by age: their lease has ended, their
+    /// row is gone, or another incarnation has their name. A restartable task waits again unless it has used up
+    /// `max_attempts`; another ends in error `PLP0049`. Rows of dead workers go.
+    pub async fn revoke_lost(
+        &self,
+        epoch: Epoch,
+        max_attempts: i64,
+    ) -> Result<Vec<(TaskId, Revoked)>, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.require_epoch(ROLE, epoch).await?;
+        let now = tx.now().await?;
+        let sql = tx.locking(
+            "SELECT t.task_id, t.attempt, t.restartable, t.worker_name, t.cancel_requested FROM tasks t WHERE t.state = 'running' \
+             AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.name = t.worker_name AND w.incarnation = t.incarnation AND w.expires >= $1) \
+             FOR UPDATE",
+        );
+        let rows = sqlx::query(sql).bind(now.micros()).fetch_all(tx.on()).await?;
+        let mut revoked = Vec::new();
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            let attempt: i64 = r.try_get("attempt")?;
+            let worker: Option<String> = r.try_get("worker_name")?;
+            let canceled = r.try_get::<Option<i64>, _>("cancel_requested")?.is_some();
+            let again = r.try_get::<i64, _>("restartable")? != 0 && attempt < max_attempts;
+            if canceled {
+                tx.end_revoked(id, TaskState::Canceled, None, now).await?;
+                revoked.push((id, Revoked::Ended));
+            } else if again {
+                let wait = "UPDATE tasks SET state = 'waiting', accepted = NULL, started = NULL, worker_name = NULL, incarnation = NULL \
+                            WHERE task_id = $1";
+                sqlx::query(wait).bind(id.to_string()).execute(tx.on()).await?;
+                tx.release_reservations(id).await?;
+                revoked.push((id, Revoked::WaitsAgain));
+            } else {
+                let error = worker_lost(id, worker.as_deref().unwrap_or("unknown"), attempt);
+                tx.end_revoked(id, TaskState::Error, Some(&error), now).await?;
+                revoked.push((id, Revoked::Ended));
+            }
+        }
+        sqlx::query("DELETE FROM workers WHERE expires < $1")
+            .bind(now.plus_micros(-micros(Duration::from_secs(60))).micros())
+            .execute(tx.on())
+            .await?;
+        tx.commit().await?;
+        Ok(revoked)
+    }
+
+    /// Ends tasks that were asked to stop more than `grace` ago and still run. Their worker's commit is fenced.
+    pub async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.require_epoch(ROLE, epoch).await?;
+        let now = tx.now().await?;
+        let sql = tx.locking(
+            "SELECT task_id FROM tasks WHERE state = 'running' AND cancel_requested < $1 FOR UPDATE",
+        );
+        let before = now.plus_micros(-micros(grace)).micros();
+        let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
+        let mut ended = Vec::new();
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            tx.end_revoked(id, TaskState::Canceled, None, now).await?;
+            ended.push(id);
+        }
+        tx.commit().await?;
+        Ok(ended)
+    }
+
+    /// How many pairs of reservations conflict, plus reservations of tasks that hold nothing. Must be 0.
+    pub async fn reservation_violations(&self) -> Result<i64, StoreError> {
+        let conflicts = "SELECT COUNT(*) AS n FROM reservations a JOIN reservations b ON a.resource = b.resource \
+                         AND a.task_id < b.task_id WHERE a.exclusive = 1 OR b.exclusive = 1";
+        let orphans = "SELECT COUNT(*) AS n FROM reservations r JOIN tasks t ON t.task_id = r.task_id \
+                       WHERE t.state NOT IN ('accepted', 'running')";
+        let mut violations = 0;
+        for sql in [conflicts, orphans] {
+            violations += sqlx::query(sql)
+                .fetch_one(&self.pool)
+                .await?
+                .try_get::<i64, _>("n")?;
+        }
+        Ok(violations)
+    }
+}
+
+impl Tx {
+    async fn grant(&mut self, epoch: Epoch, grant: &Grant) -> Result<Option<Attempt>, StoreError> {
+        let now = self.now().await?;
+        let sql = "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $2, accepted = $3 \
+                   WHERE task_id = $1 AND state = 'waiting' RETURNING attempt";
+        let found = sqlx::query(sql)
+            .bind(grant.id.to_string())
+            .bind(epoch.0)
+            .bind(now.micros())
+            .fetch_optional(self.on())
+            .await?;
+        let Some(found) = found else { return Ok(None) };
+        let attempt = Attempt(found.try_get("attempt")?);
+        for claim in &grant.claims {
+            let reserve = "INSERT INTO reservations (resource, task_id, exclusive, place, granted) VALUES ($1, $2, $3, $4, $5)";
+            sqlx::query(reserve)
+                .bind(claim.resource.as_str())
+                .bind(grant.id.to_string())
+                .bind(i64::from(claim.mode == LockMode::Exclusive))
+                .bind(place(grant.id))
+                .bind(now.micros())
+                .execute(self.on())
+                .await?;
+        }
+        self.tell_granted(grant.id, attempt, grant.class, epoch).await?;
+        Ok(Some(attempt))
+    }
+
+    pub(crate) async fn end_revoked(
+        &mut self,
+        id: TaskId,
+        state: TaskState,
+        error: Option<&CodedError>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE tasks SET state = $2, error = $3, finished = $4 WHERE task_id = $1")
+            .bind(id.to_string())
+            .bind(state.as_str())
+            .bind(error.map(row::to_json))
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        self.release_reservations(id).await
+    }
+}
+
+/// A point on a resource's line that no other task has: the random half of its id.
+fn place(id: TaskId) -> i64 {
+    let hex: String = id
+        .to_string()
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .skip(16)
+        .collect();
+    i64::from_str_radix(&hex, 16)
+        .or_else(|_| u64::from_str_radix(&hex, 16).map(|n| (n >> 1) as i64))
+        .unwrap_or(0)
+}
+
+fn worker_lost(id: TaskId, worker: &str, attempts: i64) -> CodedError {
+    let text = format!(
+        "the worker {worker} that ran this task is gone, at attempt {attempts}; nothing of it was committed. \
+         Look at that worker's log (out of memory?), then ask for the task again"
+    );
+    CodedError::new(ErrorCode::WORKER_LOST, text).with("task_id", id)
+}
+
+fn by_task(rows: Vec<AnyRow>) -> Result<HashMap<String, Vec<Claim>>, StoreError> {
+    let mut claims: HashMap<String, Vec<Claim>> = HashMap::new();
+    for r in rows {
+        let resource = ResourceKey::from_stored(r.try_get::<String, _>("resource")?);
+        let mode = if r.try_get::<i64, _>("exclusive")? != 0 {
+            LockMode::Exclusive
+        } else {
+            LockMode::Shared
+        };
+        claims
+            .entry(r.try_get("task_id")?)
+            .or_default()
+            .push(Claim { resource, mode });
+    }
+    Ok(claims)
+}
+
+fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
+    let text: String = found.try_get("class")?;
+    TaskClass::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.class", format!("unknown class {text}")))
+}
+
+fn live(found: &AnyRow, claims: &mut HashMap<String, Vec<Claim>>) -> Result<LiveTask, StoreError> {
+    let id: TaskId = row::parsed(found, "task_id")?;
+    Ok(LiveTask {
+        id,
+        state: state(found)?,
+        attempt: Attempt(found.try_get("attempt")?),
+        class: class(found)?,
+        claims: claims.remove(&id.to_string()).unwrap_or_default(),
+        created: row::instant(found, "created")?,
+    })
+}

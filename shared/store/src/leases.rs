@@ -1,0 +1,93 @@
+//! Leadership leases: one row a role, with an epoch that only grows, judged by the database's clock.
+
+use std::time::Duration;
+
+use pulp_model::Epoch;
+use sqlx::Row as _;
+
+use crate::{Store, StoreError, Tx};
+
+impl Store {
+    /// Takes the lease of `role` if nobody holds a live one; `None` if somebody does.
+    ///
+    /// The caller trusts it until (the instant before this call + `ttl` − a margin) on its own monotonic clock.
+    pub async fn acquire_lease(
+        &self,
+        role: &str,
+        holder: &str,
+        ttl: Duration,
+    ) -> Result<Option<Epoch>, StoreError> {
+        let mut tx = self.begin().await?;
+        let now = tx.now().await?;
+        let sql = "INSERT INTO leases (role, holder, epoch, acquired, expires) VALUES ($1, $2, 1, $3, $4) \
+                   ON CONFLICT (role) DO UPDATE SET holder = excluded.holder, epoch = leases.epoch + 1, \
+                   acquired = excluded.acquired, expires = excluded.expires WHERE leases.expires < excluded.acquired \
+                   RETURNING epoch";
+        let found = sqlx::query(sql)
+            .bind(role)
+            .bind(holder)
+            .bind(now.micros())
+            .bind(now.plus_micros(micros(ttl)).micros())
+            .fetch_optional(tx.on())
+            .await?;
+        let epoch = found.map(|r| r.try_get("epoch").map(Epoch)).transpose()?;
+        tx.commit().await?;
+        Ok(epoch)
+    }
+
+    /// Prolongs the lease; false if it is not ours any more.
+    pub async fn renew_lease(
+        &self,
+        role: &str,
+        holder: &str,
+        epoch: Epoch,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let now = tx.now().await?;
+        let sql =
+            "UPDATE leases SET expires = $4 WHERE role = $1 AND holder = $2 AND epoch = $3 AND expires >= $5";
+        let done = sqlx::query(sql)
+            .bind(role)
+            .bind(holder)
+            .bind(epoch.0)
+            .bind(now.plus_micros(micros(ttl)).micros())
+            .bind(now.micros())
+            .execute(tx.on())
+            .await?;
+        tx.commit().await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Lets the lease go at once, so that a standby need not wait for its end.
+    pub async fn resign_lease(&self, role: &str, holder: &str, epoch: Epoch) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        let sql = "UPDATE leases SET expires = 0 WHERE role = $1 AND holder = $2 AND epoch = $3";
+        sqlx::query(sql)
+            .bind(role)
+            .bind(holder)
+            .bind(epoch.0)
+            .execute(tx.on())
+            .await?;
+        tx.commit().await
+    }
+}
+
+impl Tx {
+    /// Refuses to go on unless `epoch` is the current one of `role`. The row lock makes a take-over wait until
+    /// this transaction ends: a check that only reads lets stale commits through.
+    pub(crate) async fn require_epoch(&mut self, role: &str, epoch: Epoch) -> Result<(), StoreError> {
+        let sql = self.locking("SELECT epoch FROM leases WHERE role = $1 FOR SHARE");
+        let found = sqlx::query(sql).bind(role).fetch_optional(self.on()).await?;
+        let current: Option<i64> = found.map(|r| r.try_get("epoch")).transpose()?;
+        if current == Some(epoch.0) {
+            Ok(())
+        } else {
+            Err(StoreError::LeadershipLost)
+        }
+    }
+}
+
+pub(crate) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,86 @@
+//! The schema: migrations for both engines, those of PostgreSQL alone after them.
+
+use std::collections::HashSet;
+
+use sqlx::{Row as _, migrate::Migrator};
+
+use crate::{Engine, Store, StoreError};
+
+static COMMON: Migrator = sqlx::migrate!("migrations/common");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+
+impl Store {
+    /// Names of the migrations that `pulp manage-db` would run, in their order.
+    pub async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
+        // Asking the catalogue rather than trying the table: an unreachable database must not read as an empty one.
+        let catalogue = match self.engine {
+            Engine::Postgres => "SELECT COUNT(*) AS n FROM pg_tables WHERE tablename = '_sqlx_migrations'",
+            Engine::Sqlite => "SELECT COUNT(*) AS n FROM sqlite_master WHERE name = '_sqlx_migrations'",
+        };
+        let tables: i64 = sqlx::query(catalogue).fetch_one(&self.pool).await?.try_get("n")?;
+        let mut applied = HashSet::new();
+        if tables > 0 {
+            for row in sqlx::query("SELECT version FROM _sqlx_migrations")
+                .fetch_all(&self.pool)
+                .await?
+            {
+                applied.insert(row.try_get::<i64, _>("version")?);
+            }
+        }
+        let known = self.migrations();
+        if let Some(newer) = applied
+            .iter()
+            .find(|v| known.iter().all(|(version, _)| version != *v))
+        {
+            return Err(StoreError::SchemaMismatch(format!(
+                "it is at schema version {newer}, which this release doesn't know; use the release that made it, or a newer one"
+            )));
+        }
+        Ok(known
+            .into_iter()
+            .filter(|(version, _)| !applied.contains(version))
+            .map(|(version, what)| format!("{version:04} {what}"))
+            .collect())
+    }
+
+    /// Runs what is pending. Safe to call from several processes at once.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        self.pending_migrations().await?;
+        let migrations = self
+            .migrators()
+            .into_iter()
+            .flat_map(|set| set.iter().cloned())
+            .collect();
+        Migrator::with_migrations(migrations)
+            .run(&self.pool)
+            .await
+            .map_err(StoreError::Migrate)
+    }
+
+    /// Refuses a database that is behind this release or ahead of it.
+    pub async fn check_schema(&self) -> Result<(), StoreError> {
+        let pending = self.pending_migrations().await?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        Err(StoreError::SchemaMismatch(format!(
+            "pending: {}",
+            pending.join(", ")
+        )))
+    }
+
+    fn migrators(&self) -> Vec<&'static Migrator> {
+        match self.engine {
+            Engine::Sqlite => vec![&COMMON],
+            Engine::Postgres => vec![&COMMON, &POSTGRES],
+        }
+    }
+
+    fn migrations(&self) -> Vec<(i64, String)> {
+        let sets = self.migrators();
+        sets.iter()
+            .flat_map(|set| set.iter())
+            .map(|m| (m.version, m.description.to_string()))
+            .collect()
+    }
+}

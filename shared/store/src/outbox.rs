@@ -1,0 +1,147 @@
+//! The outbox: messages that must reach the broker because the state they speak of was committed.
+//!
+//! A row is deleted only after the broker has confirmed its message. Bodies are those of the broker's wire
+//! format; this crate treats them as text but for the few that its own state changes cause.
+
+use pulp_model::{Attempt, Epoch, TaskId, task::TaskClass};
+use serde_json::json;
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use crate::{
+    Store, StoreError, Tx,
+    engine::{Engine, assembled, placeholders},
+};
+
+/// A message that waits for the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its key, and the message's id on the wire.
+    pub id: String,
+    /// The queue: `intake`, or the name of a task class.
+    pub queue: String,
+    /// The body as JSON.
+    pub body: String,
+}
+
+/// The queue of the resource manager.
+pub const INTAKE: &str = "intake";
+
+/// A batch that the relay holds: nobody else takes these rows until it is settled or dropped.
+pub struct OutboxBatch {
+    /// The messages, oldest first.
+    pub rows: Vec<OutboxRow>,
+    tx: Option<Tx>,
+    store: Store,
+}
+
+impl Store {
+    /// Takes up to `limit` waiting messages, passing over those that another relay holds.
+    pub async fn outbox_batch(&self, limit: u32) -> Result<OutboxBatch, StoreError> {
+        // On SQLite the writer's place must not be held while the broker is waited for. Two relays may then
+        // take the same row; consumers are idempotent.
+        let tx = match self.engine {
+            Engine::Postgres => Some(self.begin().await?),
+            Engine::Sqlite => None,
+        };
+        let mut batch = OutboxBatch {
+            rows: Vec::new(),
+            tx,
+            store: self.clone(),
+        };
+        let found = match &mut batch.tx {
+            Some(tx) => {
+                let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+                sqlx::query(sql).bind(i64::from(limit)).fetch_all(tx.on()).await?
+            }
+            None => {
+                let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1";
+                sqlx::query(sql)
+                    .bind(i64::from(limit))
+                    .fetch_all(&self.pool)
+                    .await?
+            }
+        };
+        for row in found {
+            batch.rows.push(OutboxRow {
+                id: row.try_get("id")?,
+                queue: row.try_get("queue")?,
+                body: row.try_get("body")?,
+            });
+        }
+        Ok(batch)
+    }
+
+    /// How many messages wait.
+    pub async fn outbox_depth(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query("SELECT COUNT(*) AS n FROM outbox")
+            .fetch_one(&self.pool)
+            .await?
+            .try_get("n")?)
+    }
+}
+
+impl OutboxBatch {
+    /// Deletes the messages that the broker confirmed; the others wait for the next relay.
+    pub async fn settle(self, confirmed: &[String]) -> Result<(), StoreError> {
+        if confirmed.is_empty() {
+            return Ok(());
+        }
+        let mut tx = match self.tx {
+            Some(tx) => tx,
+            None => self.store.begin().await?,
+        };
+        let sql = format!(
+            "DELETE FROM outbox WHERE id IN ({})",
+            placeholders(1, confirmed.len())
+        );
+        let mut query = sqlx::query(assembled(sql));
+        for id in confirmed {
+            query = query.bind(id);
+        }
+        query.execute(tx.on()).await?;
+        tx.commit().await
+    }
+}
+
+impl Tx {
+    pub(crate) async fn tell_submitted(&mut self, id: TaskId) -> Result<(), StoreError> {
+        self.outbox_insert(
+            INTAKE,
+            json!({"v": 1, "type": "submitted", "task_id": id}).to_string(),
+        )
+        .await
+    }
+
+    pub(crate) async fn tell_ended(&mut self, id: TaskId) -> Result<(), StoreError> {
+        self.outbox_insert(
+            INTAKE,
+            json!({"v": 1, "type": "ended", "task_id": id}).to_string(),
+        )
+        .await
+    }
+
+    pub(crate) async fn tell_granted(
+        &mut self,
+        id: TaskId,
+        attempt: Attempt,
+        class: TaskClass,
+        epoch: Epoch,
+    ) -> Result<(), StoreError> {
+        let body = json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch});
+        self.outbox_insert(class.as_str(), body.to_string()).await
+    }
+
+    async fn outbox_insert(&mut self, queue: &str, body: String) -> Result<(), StoreError> {
+        let now = self.now().await?;
+        sqlx::query("INSERT INTO outbox (id, queue, body, created) VALUES ($1, $2, $3, $4)")
+            .bind(Uuid::now_v7().to_string())
+            .bind(queue)
+            .bind(body)
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        self.outbox = Some(());
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Tasks as clients see them: made, read, searched, canceled, purged.
+
+use pulp_model::{
+    Attempt, CodedError, TaskId, Timestamp, WorkerName,
+    task::{LockMode, TASK_SCHEMA_VERSION, TaskKind, TaskState},
+};
+use serde_json::Value;
+use sqlx::{Row as _, any::AnyRow};
+
+use crate::{
+    Store, StoreError, Tx,
+    engine::{assembled, placeholders},
+    row,
+};
+
+/// A task's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// The key.
+    pub id: TaskId,
+    /// The dotted name of its kind.
+    pub task_type: String,
+    /// How far it is.
+    pub state: TaskState,
+    /// The tags by which clients find it.
+    pub tags: Vec<String>,
+    /// The group it belongs to, if any.
+    pub group_id: Option<String>,
+    /// The attempt that holds it, 0 before the first grant.
+    pub attempt: Attempt,
+    /// Who runs or ran it.
+    pub worker_name: Option<WorkerName>,
+    /// When the API accepted it.
+    pub created: Timestamp,
+    /// When its last run began.
+    pub started: Option<Timestamp>,
+    /// When it reached its terminal state.
+    pub finished: Option<Timestamp>,
+    /// When a cancel was asked for, while it runs.
+    pub cancel_requested: Option<Timestamp>,
+    /// Steps by importer or distributor.
+    pub progress_report: Value,
+    /// What it gave.
+    pub result: Option<Value>,
+    /// Why it failed.
+    pub error: Option<CodedError>,
+    /// Tasks that it made.
+    pub spawned_tasks: Vec<TaskId>,
+}
+
+/// Which tasks a search wants; all parts must hold.
+#[derive(Debug, Clone, Default)]
+pub struct TaskFilter {
+    /// Any of these states; empty means all.
+    pub states: Vec<TaskState>,
+    /// All of these tags.
+    pub tags: Vec<String>,
+    /// Only this one.
+    pub task_id: Option<TaskId>,
+    /// Only tasks of no group.
+    pub ungrouped: bool,
+    /// Newest first instead of oldest first.
+    pub newest_first: bool,
+    /// At most so many.
+    pub limit: Option<u32>,
+    /// After passing over so many.
+    pub skip: u32,
+}
+
+/// What a cancel found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// No such task.
+    Unknown,
+    /// It had ended already; nothing was changed.
+    AlreadyEnded,
+    /// It had not begun, and now never will.
+    Canceled,
+    /// It runs; its worker has been asked to stop.
+    Requested,
+}
+
+const COLUMNS: &str = "task_id, task_type, state, tags, group_id, attempt, worker_name, created, started, finished, \
+                       cancel_requested, progress_report, result, error, spawned_tasks";
+
+impl Store {
+    /// One task.
+    pub async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
+        let sql = assembled(format!("SELECT {COLUMNS} FROM tasks WHERE task_id = $1"));
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&self.pool)
+            .await?
+            .map(|r| read(&r))
+            .transpose()
+    }
+
+    /// Tasks by filter, in the order of their creation.
+    pub async fn search_tasks(&self, filter: &TaskFilter) -> Result<Vec<Task>, StoreError> {
+        let mut conditions = vec!["1 = 1".to_owned()];
+        let mut values: Vec<String> = Vec::new();
+        if !filter.states.is_empty() {
+            conditions.push(format!(
+                "state IN ({})",
+                placeholders(values.len() + 1, filter.states.len())
+            ));
+            values.extend(filter.states.iter().map(|s| s.as_str().to_owned()));
+        }
+        for tag in &filter.tags {
+            values.push(tag.clone());
+            conditions.push(format!(
+                "task_id IN (SELECT task_id FROM task_tags WHERE tag = ${})",
+                values.len()
+            ));
+        }
+        if let Some(id) = filter.task_id {
+            values.push(id.to_string());
+            conditions.push(format!("task_id = ${}", values.len()));
+        }
+        if filter.ungrouped {
+            conditions.push("group_id IS NULL".to_owned());
+        }
+        let direction = if filter.newest_first { "DESC" } else { "ASC" };
+        let limit = filter.limit.map_or_else(|| i64::from(i32::MAX), i64::from);
+        let sql = format!(
+            "SELECT {COLUMNS} FROM tasks WHERE {} ORDER BY created {direction}, task_id {direction} LIMIT {limit} OFFSET {}",
+            conditions.join(" AND "),
+            filter.skip
+        );
+        let mut query = sqlx::query(assembled(sql));
+        for value in &values {
+            query = query.bind(value);
+        }
+        query.fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+}
+
+impl Tx {
+    /// Makes a task: its row, tags, resources and the message that tells the resource manager.
+    pub async fn enqueue(&mut self, kind: &TaskKind) -> Result<TaskId, StoreError> {
+        self.enqueue_child(kind, None).await
+    }
+
+    pub(crate) async fn enqueue_child(
+        &mut self,
+        kind: &TaskKind,
+        parent: Option<TaskId>,
+    ) -> Result<TaskId, StoreError> {
+        let id = TaskId::new();
+        let now = self.now().await?;
+        let tags = kind.tags();
+        let insert = "INSERT INTO tasks (task_id, kind, task_type, schema_version, class, state, tags, parent_id, restartable, \
+                      attempt, created, progress_report, spawned_tasks) \
+                      VALUES ($1, $2, $3, $4, $5, 'waiting', $6, $7, $8, 0, $9, '{}', '[]')";
+        sqlx::query(insert)
+            .bind(id.to_string())
+            .bind(row::to_json(kind))
+            .bind(kind.task_type())
+            .bind(TASK_SCHEMA_VERSION)
+            .bind(kind.class().as_str())
+            .bind(row::to_json(&tags))
+            .bind(parent.map(|p| p.to_string()))
+            .bind(i64::from(kind.is_restartable()))
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        let tag_rows = pairs("INSERT INTO task_tags (tag, task_id) VALUES", tags.len(), 1, 1);
+        let mut query = sqlx::query(assembled(tag_rows));
+        query = query.bind(id.to_string());
+        for tag in &tags {
+            query = query.bind(tag);
+        }
+        query.execute(self.on()).await?;
+        for claim in kind.claims() {
+            let resource = "INSERT INTO task_resources (task_id, resource, exclusive) VALUES ($1, $2, $3)";
+            sqlx::query(resource)
+                .bind(id.to_string())
+                .bind(claim.resource.as_str())
+                .bind(i64::from(claim.mode == LockMode::Exclusive))
+                .execute(self.on())
+                .await?;
+        }
+        self.tell_submitted(id).await?;
+        Ok(id)
+    }
+
+    /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.
+    pub async fn cancel_task(&mut self, id: TaskId) -> Result<CancelOutcome, StoreError> {
+        let select = self.locking("SELECT state FROM tasks WHERE task_id = $1 FOR UPDATE");
+        let Some(found) = sqlx::query(select)
+            .bind(id.to_string())
+            .fetch_optional(self.on())
+            .await?
+        else {
+            return Ok(CancelOutcome::Unknown);
+        };
+        let now = self.now().await?;
+        match state(&found)? {
+            s if s.is_terminal() => Ok(CancelOutcome::AlreadyEnded),
+            TaskState::Running => {
+                let ask =
+                    "UPDATE tasks SET cancel_requested = COALESCE(cancel_requested, $2) WHERE task_id = $1";
+                sqlx::query(ask)
+                    .bind(id.to_string())
+                    .bind(now.micros())
+                    .execute(self.on())
+                    .await?;
+                Ok(CancelOutcome::Requested)
+            }
+            _ => {
+                let cancel = "UPDATE tasks SET state = 'canceled', finished = $2, cancel_requested = $2 WHERE task_id = $1";
+                sqlx::query(cancel)
+                    .bind(id.to_string())
+                    .bind(now.micros())
+                    .execute(self.on())
+                    .await?;
+                self.release_reservations(id).await?;
+                self.tell_ended(id).await?;
+                Ok(CancelOutcome::Canceled)
+            }
+        }
+    }
+
+    /// Deletes ended tasks of these states; answers how many.
+    pub async fn purge_tasks(&mut self, states: &[TaskState]) -> Result<u64, StoreError> {
+        let ended: Vec<_> = states.iter().filter(|s| s.is_terminal()).collect();
+        if ended.is_empty() {
+            return Ok(0);
+        }
+        let sql = format!(
+            "DELETE FROM tasks WHERE state IN ({})",
+            placeholders(1, ended.len())
+        );
+        let mut query = sqlx::query(assembled(sql));
+        for state in ended {
+            query = query.bind(state.as_str());
+        }
+        Ok(query.execute(self.on()).await?.rows_affected())
+    }
+
+    pub(crate) async fn release_reservations(&mut self, id: TaskId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM reservations WHERE task_id = $1")
+            .bind(id.to_string())
+            .execute(self.on())
+            .await?;
+        Ok(())
+    }
+}
+
+pub(crate) fn state(found: &AnyRow) -> Result<TaskState, StoreError> {
+    let text: String = found.try_get("state")?;
+    TaskState::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.state", format!("unknown state {text}")))
+}
+
+/// `<head> ($2, $1), ($3, $1), …`: `count` rows that share the value bound first.
+fn pairs(head: &str, count: usize, shared: usize, bound_before: usize) -> String {
+    let rows: Vec<_> = (0..count)
+        .map(|n| format!("(${}, ${shared})", n + bound_before + 1))
+        .collect();
+    format!("{head} {}", rows.join(", "))
+}
+
+fn read(found: &AnyRow) -> Result<Task, StoreError> {
+    Ok(Task {
+        id: row::parsed(found, "task_id")?,
+        task_type: found.try_get("task_type")?,
+        state: state(found)?,
+        tags: row::json(found, "tags")?,
+        group_id: found.try_get("group_id")?,
+        attempt: Attempt(found.try_get("attempt")?),
+        worker_name: found.try_get::<Option<String>, _>("worker_name")?.map(WorkerName),
+        created: row::instant(found, "created")?,
+        started: row::optional_instant(found, "started")?,
+        finished: row::optional_instant(found, "finished")?,
+        cancel_requested: row::optional_instant(found, "cancel_requested")?,
+        progress_report: row::json(found, "progress_report")?,
+        result: row::optional_json(found, "result")?,
+        error: row::optional_json(found, "error")?,
+        spawned_tasks: row::json(found, "spawned_tasks")?,
+    })
+}

@@ -1,0 +1,303 @@
+//! Repository versions: each change of content is a new one, and any can be read again.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use pulp_model::{
+    RepositoryId, Timestamp, VersionNumber,
+    unit::{Unit, UnitType, V1Tag},
+};
+use serde_json::Value;
+use sqlx::Row as _;
+
+use crate::{
+    FencedTx, Store, StoreError, repositories, row,
+    units::{read_unit, unit_id},
+};
+
+/// One version of a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositoryVersion {
+    /// Its number; 0 is the empty one.
+    pub number: VersionNumber,
+    /// When it was committed.
+    pub created: Timestamp,
+    /// Units it has and the one before had not.
+    pub added: i64,
+    /// Units it has not and the one before had.
+    pub removed: i64,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionChange {
+    /// The newest version afterwards; unchanged if nothing was new.
+    pub number: VersionNumber,
+    /// Units added.
+    pub added: u64,
+    /// Units removed.
+    pub removed: u64,
+}
+
+impl Store {
+    /// All versions of a repository, oldest first.
+    pub async fn repository_versions(
+        &self,
+        repo: &RepositoryId,
+    ) -> Result<Vec<RepositoryVersion>, StoreError> {
+        let sql = "SELECT number, created, added, removed FROM repository_versions WHERE repo_id = $1 ORDER BY number";
+        let rows = sqlx::query(sql).bind(repo.as_str()).fetch_all(&self.pool).await?;
+        rows.iter()
+            .map(|r| {
+                Ok(RepositoryVersion {
+                    number: VersionNumber(r.try_get("number")?),
+                    created: row::instant(r, "created")?,
+                    added: r.try_get("added")?,
+                    removed: r.try_get("removed")?,
+                })
+            })
+            .collect()
+    }
+
+    /// The v1 tags that a repository had in version `number`.
+    pub async fn v1_tags_of_version(
+        &self,
+        repo: &RepositoryId,
+        number: VersionNumber,
+    ) -> Result<Vec<V1Tag>, StoreError> {
+        let sql = "SELECT scratchpad_tags FROM repository_versions WHERE repo_id = $1 AND number = $2";
+        let found = sqlx::query(sql)
+            .bind(repo.as_str())
+            .bind(number.0)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(found
+            .map(|r| row::json(&r, "scratchpad_tags"))
+            .transpose()?
+            .unwrap_or_default())
+    }
+}
+
+impl FencedTx {
+    /// Adds `units` to a repository, as one new version. A tag replaces every other tag unit of its name that
+    /// is not among `units`. `None` if the repository is gone.
+    pub async fn commit_version(
+        &mut self,
+        repo: &RepositoryId,
+        units: &[Unit],
+    ) -> Result<Option<VersionChange>, StoreError> {
+        let lock = self.locking("SELECT version, scratchpad FROM repositories WHERE repo_id = $1 FOR UPDATE");
+        let Some(found) = sqlx::query(lock)
+            .bind(repo.as_str())
+            .fetch_optional(self.on())
+            .await?
+        else {
+            return Ok(None);
+        };
+        let base: i64 = found.try_get("version")?;
+        let scratchpad: serde_json::Map<String, Value> = row::json(&found, "scratchpad")?;
+        let next = base + 1;
+        let now = self.now().await?;
+        let present = self.current_unit_ids(repo).await?;
+
+        let mut added = 0;
+        let mut ids = BTreeSet::new();
+        for unit in units {
+            let id = unit_id(unit);
+            if !ids.insert(id.clone()) {
+                continue;
+            }
+            if present.contains(&id) {
+                let touch = "UPDATE repository_units SET updated = $3 WHERE repo_id = $1 AND unit_id = $2 AND removed_in IS NULL";
+                sqlx::query(touch)
+                    .bind(repo.as_str())
+                    .bind(&id)
+                    .bind(now.micros())
+                    .execute(self.on())
+                    .await?;
+                continue;
+            }
+            self.insert_unit(&id, unit, now).await?;
+            let associate = "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated) VALUES ($1, $2, $3, $4, $4)";
+            sqlx::query(associate)
+                .bind(repo.as_str())
+                .bind(&id)
+                .bind(next)
+                .bind(now.micros())
+                .execute(self.on())
+                .await?;
+            added += 1;
+        }
+
+        let mut removed = 0;
+        for id in self.replaced_tags(repo, units, &ids).await? {
+            let leave = "UPDATE repository_units SET removed_in = $3 WHERE repo_id = $1 AND unit_id = $2 AND removed_in IS NULL";
+            sqlx::query(leave)
+                .bind(repo.as_str())
+                .bind(&id)
+                .bind(next)
+                .execute(self.on())
+                .await?;
+            removed += 1;
+        }
+
+        let v1_tags = repositories::v1_tags(&scratchpad);
+        if added == 0 && removed == 0 && !self.v1_tags_changed(repo, base, &v1_tags).await? {
+            return Ok(Some(VersionChange {
+                number: VersionNumber(base),
+                added: 0,
+                removed: 0,
+            }));
+        }
+        let task = self.task_id().to_string();
+        let insert = "INSERT INTO repository_versions (repo_id, number, created, task_id, added, removed, scratchpad_tags) \
+                      VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        sqlx::query(insert)
+            .bind(repo.as_str())
+            .bind(next)
+            .bind(now.micros())
+            .bind(task)
+            .bind(added)
+            .bind(removed)
+            .bind(row::to_json(&v1_tags))
+            .execute(self.on())
+            .await?;
+        let update = "UPDATE repositories SET version = $2, \
+                      last_unit_added = CASE WHEN $3 > 0 THEN $5 ELSE last_unit_added END, \
+                      last_unit_removed = CASE WHEN $4 > 0 THEN $5 ELSE last_unit_removed END WHERE repo_id = $1";
+        sqlx::query(update)
+            .bind(repo.as_str())
+            .bind(next)
+            .bind(added)
+            .bind(removed)
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        Ok(Some(VersionChange {
+            number: VersionNumber(next),
+            added: added as u64,
+            removed: removed as u64,
+        }))
+    }
+
+    async fn current_unit_ids(&mut self, repo: &RepositoryId) -> Result<HashSet<String>, StoreError> {
+        let sql = "SELECT unit_id FROM repository_units WHERE repo_id = $1 AND removed_in IS NULL";
+        let rows = sqlx::query(sql).bind(repo.as_str()).fetch_all(self.on()).await?;
+        rows.iter().map(|r| Ok(r.try_get("unit_id")?)).collect()
+    }
+
+    async fn insert_unit(&mut self, id: &str, unit: &Unit, now: Timestamp) -> Result<(), StoreError> {
+        let insert = "INSERT INTO units (unit_id, unit_type_id, identity, fields, created) VALUES ($1, $2, $3, $4, $5) \
+                      ON CONFLICT (unit_id) DO NOTHING";
+        let done = sqlx::query(insert)
+            .bind(id)
+            .bind(unit.unit_type().as_str())
+            .bind(unit.identity())
+            .bind(row::to_json(&unit.fields()))
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        if done.rows_affected() == 0 {
+            return Ok(());
+        }
+        for (role, child) in edges(unit) {
+            let edge = "INSERT INTO unit_edges (parent_unit_id, role, child_identity) VALUES ($1, $2, $3) \
+                        ON CONFLICT (parent_unit_id, role, child_identity) DO NOTHING";
+            sqlx::query(edge)
+                .bind(id)
+                .bind(role)
+                .bind(child)
+                .execute(self.on())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Tag units of the repository whose name is among the new ones but which are none of them.
+    async fn replaced_tags(
+        &mut self,
+        repo: &RepositoryId,
+        units: &[Unit],
+        new_ids: &BTreeSet<String>,
+    ) -> Result<Vec<String>, StoreError> {
+        let names: HashSet<&str> = units
+            .iter()
+            .filter_map(|u| {
+                if let Unit::Tag(t) = u {
+                    Some(t.name.as_str())
+                } else {
+                    None
+                }
+            })
+            .collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT ru.unit_id, u.unit_type_id, u.fields FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
+                   WHERE ru.repo_id = $1 AND ru.removed_in IS NULL AND u.unit_type_id = $2";
+        let rows = sqlx::query(sql)
+            .bind(repo.as_str())
+            .bind(UnitType::DockerTag.as_str())
+            .fetch_all(self.on())
+            .await?;
+        let mut replaced = Vec::new();
+        for found in &rows {
+            let id: String = found.try_get("unit_id")?;
+            if let Unit::Tag(tag) = read_unit(found)?
+                && names.contains(tag.name.as_str())
+                && !new_ids.contains(&id)
+            {
+                replaced.push(id);
+            }
+        }
+        Ok(replaced)
+    }
+
+    async fn v1_tags_changed(
+        &mut self,
+        repo: &RepositoryId,
+        version: i64,
+        now: &[V1Tag],
+    ) -> Result<bool, StoreError> {
+        let sql = "SELECT scratchpad_tags FROM repository_versions WHERE repo_id = $1 AND number = $2";
+        let found = sqlx::query(sql)
+            .bind(repo.as_str())
+            .bind(version)
+            .fetch_optional(self.on())
+            .await?;
+        let before: Vec<V1Tag> = found
+            .map(|r| row::json(&r, "scratchpad_tags"))
+            .transpose()?
+            .unwrap_or_default();
+        let by_name = |tags: &[V1Tag]| -> HashMap<String, String> {
+            tags.iter()
+                .map(|t| (t.tag.to_string(), t.image_id.to_string()))
+                .collect()
+        };
+        Ok(by_name(&before) != by_name(now))
+    }
+}
+
+/// What a unit refers to: role and identity of the child.
+fn edges(unit: &Unit) -> Vec<(&'static str, String)> {
+    match unit {
+        Unit::Blob(_) => Vec::new(),
+        Unit::Image(image) => image
+            .parent_id
+            .iter()
+            .map(|p| ("parent", p.to_string()))
+            .collect(),
+        Unit::Tag(tag) => vec![("manifest", tag.manifest_digest.to_string())],
+        Unit::Manifest(m) => {
+            let config = m.config_layer.iter().map(|d| ("config", d.to_string()));
+            let layers = m.fs_layers.iter().map(|l| ("layer", l.blob_sum.to_string()));
+            let subject = m.subject.iter().map(|d| ("subject", d.to_string()));
+            config.chain(layers).chain(subject).collect()
+        }
+        Unit::ManifestList(l) => {
+            let members = l.manifests.iter().map(|m| ("member", m.digest.to_string()));
+            members
+                .chain(l.subject.iter().map(|d| ("subject", d.to_string())))
+                .collect()
+        }
+    }
+}
