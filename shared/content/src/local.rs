@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, ErrorKind, Read as _, Write as _},
+    io::{self, BufWriter, ErrorKind, Read as _, Write as _},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,6 +20,8 @@ use crate::{BlobReader, ContentError, Result, cut, key};
 
 /// Bytes read by one call; large enough that calls don't matter, small enough for many readers.
 const READ_CHUNK: u64 = 256 * 1024;
+/// Small pieces are gathered up to this many bytes; larger ones go to the file as they are.
+const WRITE_BUFFER: usize = 256 * 1024;
 
 /// A directory of blobs.
 #[derive(Debug)]
@@ -226,7 +228,7 @@ fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
 /// A temporary file that is hashed while it grows. Dropped, it is gone.
 pub(crate) struct LocalWriter {
     local: Arc<Local>,
-    file: File,
+    file: BufWriter<File>,
     path: PathBuf,
     hasher: Hasher,
     algorithm: Algorithm,
@@ -241,7 +243,7 @@ impl LocalWriter {
         let file = create(&path).map_err(|e| ContentError::file("make", &path, e))?;
         Ok(Self {
             local,
-            file,
+            file: BufWriter::with_capacity(WRITE_BUFFER, file),
             path,
             hasher: algorithm.hasher(),
             algorithm,
@@ -279,8 +281,12 @@ impl LocalWriter {
                 .sync_directory(destination.parent().unwrap_or(&self.local.root))?;
             return Ok((got, self.size));
         }
+        self.file
+            .flush()
+            .map_err(|e| ContentError::file("write", &self.path, e))?;
         if self.local.fsync {
             self.file
+                .get_ref()
                 .sync_all()
                 .map_err(|e| ContentError::file("sync", &self.path, e))?;
         }

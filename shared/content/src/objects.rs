@@ -342,3 +342,34 @@ impl ObjectWriter {
         Ok((got, self.size))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn an_object_too_large_for_the_store_to_copy_goes_through_us() {
+        let mut objects = Objects::new(Arc::new(object_store::memory::InMemory::new()), "");
+        objects.copy_limit = 0;
+        let objects = Arc::new(objects);
+        let bytes = Bytes::from(vec![7; 2 * PART + 5]);
+        let digest = Digest::sha256(&bytes);
+        let mut writer = ObjectWriter::new(objects.clone(), "a", Algorithm::Sha256).unwrap();
+        writer.write(bytes).await.unwrap();
+        writer.commit(Some(&digest)).await.unwrap();
+        assert_eq!(objects.hash(&digest).await.unwrap().0, digest);
+        assert_eq!(objects.sweep(key::TMP, Duration::ZERO).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn a_bucket_is_opened_by_its_url_and_a_wrong_one_is_told() {
+        let config = S3Config {
+            region: Some("eu-west-1".to_owned()),
+            ..S3Config::default()
+        };
+        assert!(Objects::s3("s3://bucket/some/prefix", &config).is_ok());
+        let error = Objects::s3("s3:", &config).unwrap_err().to_string();
+        assert!(error.contains("bucket"), "{error}");
+    }
+}
