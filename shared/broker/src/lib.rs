@@ -16,6 +16,7 @@
 //! <prefix>.control          fanout to every subscriber; nothing durable
 //! ```
 
+mod amqp;
 mod error;
 mod memory;
 mod message;
@@ -68,11 +69,12 @@ impl Default for ConnectOptions {
 #[allow(clippy::unused_async)] // It must run inside the runtime that shall drive the connection.
 pub async fn connect(
     url: &str,
-    _prefix: &str,
+    prefix: &str,
     options: ConnectOptions,
 ) -> Result<Arc<dyn Broker>, BrokerError> {
     match url.split(':').next() {
         Some("memory") => Ok(Arc::new(memory::MemoryBroker::new(options.delivery_limit))),
+        Some("amqp" | "amqps") => Ok(Arc::new(amqp::AmqpBroker::start(url, prefix, options)?)),
         scheme => Err(BrokerError::Config {
             reason: format!(
                 "broker url has the scheme {:?}; use memory:, amqp:// or amqps://",
@@ -165,6 +167,7 @@ pub struct Delivery {
 #[derive(Debug)]
 enum Receipt {
     Memory(memory::Receipt),
+    Amqp(amqp::Receipt),
 }
 
 impl Delivery {
@@ -191,6 +194,7 @@ impl Delivery {
     pub async fn ack(&self) -> Result<(), BrokerError> {
         match &self.receipt {
             Receipt::Memory(receipt) => receipt.ack(),
+            Receipt::Amqp(receipt) => receipt.ack().await,
         }
     }
 
@@ -202,6 +206,7 @@ impl Delivery {
     pub async fn reject(&self) -> Result<(), BrokerError> {
         match &self.receipt {
             Receipt::Memory(receipt) => receipt.reject(),
+            Receipt::Amqp(receipt) => receipt.reject().await,
         }
     }
 }
@@ -213,10 +218,12 @@ impl Delivery {
 /// The first error; the others are acked all the same.
 pub async fn ack_all(deliveries: &[Delivery]) -> Result<(), BrokerError> {
     let mut result = Ok(());
+    let mut amqp = Vec::new();
     for delivery in deliveries {
         match &delivery.receipt {
             Receipt::Memory(receipt) => result = result.and(receipt.ack()),
+            Receipt::Amqp(receipt) => amqp.push(receipt),
         }
     }
-    result
+    result.and(amqp::ack_all(amqp).await)
 }

@@ -5,6 +5,8 @@
 
 mod postgres;
 mod process;
+mod rabbitmq;
 
 pub use postgres::{Postgres, shared_postgres};
 pub use process::free_port;
+pub use rabbitmq::{RabbitMq, shared_rabbitmq, unique_prefix};
