@@ -1,0 +1,357 @@
+//! Loading: redirect and index files into tables, reading again only what changed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use pulp_model::RepositoryId;
+use pulp_publication::{
+    INDEX_FILE, Index, Redirect, RedirectError, Root, index::IndexError, redirect::Content,
+};
+use tokio::sync::OnceCell;
+
+use super::{
+    Holdings,
+    scan::{self, FileState, Stamp},
+    tables::{Tables, V1Repo, V2Content, V2Repo},
+};
+use crate::{CraneConfig, Mode};
+
+/// Why a redirect file gives nothing.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+    #[error("its {INDEX_FILE}: {0}")]
+    Index(#[from] IndexError),
+    #[error("its {INDEX_FILE} is of repository {0}")]
+    OtherRepository(RepositoryId),
+}
+
+#[derive(Debug, Clone)]
+enum Loaded {
+    V1(Arc<V1Repo>),
+    V2(Arc<V2Repo>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// What was found last; none if not even that could be told.
+    stamp: Option<Stamp>,
+    /// What is served: the last good state of the file, with its time.
+    good: Option<(FileState, Loaded)>,
+}
+
+/// Reads the data directory, again and again.
+pub(crate) struct Loader {
+    data_dir: PathBuf,
+    content_v1: Option<PathBuf>,
+    content_v2: Option<PathBuf>,
+    entries: BTreeMap<PathBuf, Entry>,
+    /// Device of the data directory when it last had something in it.
+    device: Option<u64>,
+    /// Lines said about the present state, each once.
+    said: HashSet<String>,
+    loaded_once: bool,
+}
+
+impl Loader {
+    pub(crate) fn new(config: &CraneConfig) -> Self {
+        let (content_v1, content_v2) = match &config.mode {
+            Mode::Redirect => (None, None),
+            Mode::Serve {
+                content_dir_v1,
+                content_dir_v2,
+            } => (content_dir_v1.clone(), content_dir_v2.clone()),
+        };
+        Self {
+            data_dir: config.data_dir.clone(),
+            content_v1,
+            content_v2,
+            entries: BTreeMap::new(),
+            device: None,
+            said: HashSet::new(),
+            loaded_once: false,
+        }
+    }
+
+    /// Directories to watch for changes: those that hold redirect files, not the whole tree of content.
+    pub(crate) fn watched(&self) -> BTreeSet<PathBuf> {
+        if scan::is_publication_root(&self.data_dir) {
+            return Root::new(&self.data_dir).app_dirs().into();
+        }
+        let holding = self.entries.keys().filter_map(|p| p.parent()).map(Path::to_owned);
+        holding.chain([self.data_dir.clone()]).collect()
+    }
+
+    /// Looks the directory through. New tables if something changed. If the directory can't be looked through,
+    /// because it is gone or was unmounted, nothing changes: better old data than none.
+    pub(crate) fn load(&mut self) -> Option<Arc<Tables>> {
+        let mut said = HashSet::new();
+        let tables = match self.look() {
+            Ok(found) => self.take(found, &mut said),
+            Err(error) => {
+                self.say(
+                    &mut said,
+                    format!(
+                        "can't read the data directory {}, its last good data stay: {error}",
+                        self.data_dir.display()
+                    ),
+                );
+                None
+            }
+        };
+        self.said = said;
+        tables
+    }
+
+    fn say(&self, said: &mut HashSet<String>, line: String) {
+        if !self.said.contains(&line) && said.insert(line.clone()) {
+            tracing::error!("{line}");
+        }
+        said.insert(line);
+    }
+
+    fn look(&mut self) -> io::Result<scan::Found> {
+        let (v1, v2) = (self.content_v1.clone(), self.content_v2.clone());
+        let had_layout = self
+            .entries
+            .keys()
+            .any(|p| p.starts_with(self.data_dir.join("v2").join("app")));
+        if had_layout && !scan::is_publication_root(&self.data_dir) {
+            return Err(io::Error::other("its app directories are gone"));
+        }
+        let device = fs::metadata(&self.data_dir)?.dev();
+        let found = scan::scan(&self.data_dir, |resolved| {
+            decisive(resolved, v1.as_deref(), v2.as_deref())
+        })?;
+        if found.is_empty() && self.device.is_some_and(|before| before != device) {
+            return Err(io::Error::other(
+                "it is empty and on another file system than before",
+            ));
+        }
+        if !found.is_empty() {
+            self.device = Some(device);
+        }
+        Ok(found)
+    }
+
+    fn take(&mut self, found: scan::Found, said: &mut HashSet<String>) -> Option<Arc<Tables>> {
+        let mut changed = !self.loaded_once;
+        self.loaded_once = true;
+        let mut entries = BTreeMap::new();
+        let mut old = std::mem::take(&mut self.entries);
+        for (path, stamp) in found {
+            let before = old.remove(&path);
+            let entry = match (before, stamp) {
+                // Not changed. What was said about it still holds.
+                (Some(before), Ok(stamp)) if before.stamp.as_ref() == Some(&stamp) => {
+                    let prefix = line_prefix(&path);
+                    said.extend(self.said.iter().filter(|l| l.starts_with(&prefix)).cloned());
+                    before
+                }
+                (before, stamp) => {
+                    changed = true;
+                    let stamp_now = stamp.as_ref().ok().cloned();
+                    let good = stamp.map_err(FileError::Io).and_then(|s| self.read(&path, s));
+                    let good = match good {
+                        Ok(good) => Some(good),
+                        Err(error) => {
+                            let good = before.and_then(|b| b.good);
+                            let kept = if good.is_some() {
+                                "; what it held before stays"
+                            } else {
+                                ""
+                            };
+                            self.say(said, format!("{}: {error}{kept}", line_prefix(&path)));
+                            good
+                        }
+                    };
+                    Entry {
+                        stamp: stamp_now,
+                        good,
+                    }
+                }
+            };
+            entries.insert(path, entry);
+        }
+        changed |= !old.is_empty();
+        self.entries = entries;
+        if !changed {
+            let prefix = DUPLICATE;
+            said.extend(self.said.iter().filter(|l| l.starts_with(prefix)).cloned());
+            return None;
+        }
+        Some(Arc::new(self.tables(said)))
+    }
+
+    /// Reads one redirect file and what lies beside it. Its link may be switched and the old target removed while
+    /// we read; then the new target is read.
+    fn read(&self, path: &Path, mut stamp: Stamp) -> Result<(FileState, Loaded), FileError> {
+        for _ in 0..3 {
+            match self.read_resolved(&stamp.resolved) {
+                Err(FileError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {
+                    let now = scan::stamp(path, |_| Vec::new())?;
+                    if now.resolved == stamp.resolved {
+                        return Err(e.into());
+                    }
+                    stamp = now;
+                }
+                other => return Ok((stamp.state, other?)),
+            }
+        }
+        Err(io::Error::other("it changes faster than it can be read").into())
+    }
+
+    fn read_resolved(&self, file: &Path) -> Result<Loaded, FileError> {
+        let redirect = Redirect::parse(&fs::read(file)?)?;
+        let dir = file.parent().unwrap_or(Path::new("/"));
+        match redirect.content {
+            Content::V1 { images, tags } => {
+                let beside = dir.join("web");
+                let web = content_dir(self.content_v1.as_deref(), &redirect.repository)
+                    .or_else(|| beside.is_dir().then_some(beside));
+                Ok(Loaded::V1(Arc::new(V1Repo {
+                    image_ids: images
+                        .iter()
+                        .filter_map(|i| Some(i.get("id")?.as_str()?.to_owned()))
+                        .collect(),
+                    images,
+                    tags: tags
+                        .into_iter()
+                        .filter_map(|(tag, id)| Some((tag, id?)))
+                        .collect(),
+                    registry_id: redirect.registry_id,
+                    repository: redirect.repository,
+                    url: redirect.url,
+                    protected: redirect.protected,
+                    web,
+                })))
+            }
+            Content::V2 | Content::V4(_) => {
+                let index = match fs::read(dir.join(INDEX_FILE)) {
+                    Ok(bytes) => Some(Index::parse(&bytes)?),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                    Err(e) => return Err(e.into()),
+                };
+                let content = match (index, redirect.content) {
+                    (Some(index), _) => {
+                        if index.repository.as_str() != redirect.repository {
+                            return Err(FileError::OtherRepository(index.repository));
+                        }
+                        V2Content::Indexed(Arc::new(Holdings::of_index(index, dir.to_owned())))
+                    }
+                    (None, content) => V2Content::Legacy {
+                        variants: match content {
+                            Content::V4(variants) => Some(variants),
+                            Content::V1 { .. } | Content::V2 => None,
+                        },
+                        dir: content_dir(self.content_v2.as_deref(), &redirect.repository)
+                            .or_else(|| beside_v2(dir)),
+                        holdings: OnceCell::new(),
+                    },
+                };
+                Ok(Loaded::V2(Arc::new(V2Repo {
+                    registry_id: redirect.registry_id,
+                    repository: redirect.repository,
+                    url: redirect.url,
+                    protected: redirect.protected,
+                    content,
+                })))
+            }
+        }
+    }
+
+    /// Of two files with one id in one API the newer wins.
+    fn tables(&self, said: &mut HashSet<String>) -> Tables {
+        let (mut v1, mut v2) = (HashMap::new(), HashMap::new());
+        for (path, entry) in &self.entries {
+            let Some((state, loaded)) = &entry.good else {
+                continue;
+            };
+            match loaded {
+                Loaded::V1(repo) => self.insert(&mut v1, &repo.registry_id, (path, state, repo), said),
+                Loaded::V2(repo) => self.insert(&mut v2, &repo.registry_id, (path, state, repo), said),
+            }
+        }
+        Tables::new(without_origin(v1), without_origin(v2))
+    }
+
+    fn insert<'a, R>(
+        &self,
+        table: &mut HashMap<String, Origin<'a, R>>,
+        id: &str,
+        new: Origin<'a, R>,
+        said: &mut HashSet<String>,
+    ) {
+        let Some(old) = table.get(id) else {
+            table.insert(id.to_owned(), new);
+            return;
+        };
+        let new_wins = (new.1.modified, new.0) > (old.1.modified, old.0);
+        let (winner, loser) = if new_wins { (new.0, old.0) } else { (old.0, new.0) };
+        self.say(
+            said,
+            format!(
+                "{DUPLICATE} {id}: {} is newer and wins over {}",
+                winner.display(),
+                loser.display()
+            ),
+        );
+        if new_wins {
+            table.insert(id.to_owned(), new);
+        }
+    }
+}
+
+/// Where found, when made, what.
+type Origin<'a, R> = (&'a Path, &'a FileState, &'a Arc<R>);
+
+fn without_origin<R>(table: HashMap<String, Origin<'_, R>>) -> BTreeMap<String, Arc<R>> {
+    table
+        .into_iter()
+        .map(|(id, (_, _, repo))| (id, Arc::clone(repo)))
+        .collect()
+}
+
+const DUPLICATE: &str = "two redirect files for";
+
+fn line_prefix(path: &Path) -> String {
+    format!("skipping {}", path.display())
+}
+
+/// `<content dir>/<repository>`, links resolved, so that a switch under way never mixes two publications. The id
+/// must name a folder right below.
+fn content_dir(configured: Option<&Path>, repository: &str) -> Option<PathBuf> {
+    let id: RepositoryId = repository.parse().ok()?;
+    configured?
+        .join(id.as_str())
+        .canonicalize()
+        .ok()
+        .filter(|dir| dir.is_dir())
+}
+
+/// The old Pulp's v2 files lie beside the redirect file.
+fn beside_v2(dir: &Path) -> Option<PathBuf> {
+    let is_there = ["manifests", "blobs", "tags"]
+        .iter()
+        .any(|name| dir.join(name).is_dir());
+    is_there.then(|| dir.to_owned())
+}
+
+/// What besides the redirect file decides what is loaded from it.
+fn decisive(resolved: &Path, content_v1: Option<&Path>, content_v2: Option<&Path>) -> Vec<PathBuf> {
+    let dir = resolved.parent().unwrap_or(Path::new("/"));
+    let repository = resolved.file_stem().unwrap_or_default();
+    let configured = [content_v1, content_v2]
+        .into_iter()
+        .flatten()
+        .map(|c| c.join(repository));
+    std::iter::once(dir.join(INDEX_FILE)).chain(configured).collect()
+}

@@ -1,0 +1,154 @@
+//! The tables: every published repository by the name that clients use.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use pulp_publication::redirect::Variants;
+use serde_json::{Map, Value};
+use tokio::sync::OnceCell;
+
+use super::Holdings;
+
+/// A repository with v1 content.
+#[derive(Debug)]
+pub(crate) struct V1Repo {
+    /// Name for clients.
+    pub(crate) registry_id: String,
+    /// Pulp's repository id.
+    pub(crate) repository: String,
+    /// Base url, ends with `/`.
+    pub(crate) url: String,
+    pub(crate) protected: bool,
+    /// As the redirect file lists them.
+    pub(crate) images: Vec<Map<String, Value>>,
+    /// Ids of `images`.
+    pub(crate) image_ids: HashSet<String>,
+    /// Tag to image id.
+    pub(crate) tags: BTreeMap<String, String>,
+    /// Directory with a directory an image, if the content is here.
+    pub(crate) web: Option<PathBuf>,
+}
+
+/// A repository with v2 content.
+#[derive(Debug)]
+pub(crate) struct V2Repo {
+    /// Name for clients.
+    pub(crate) registry_id: String,
+    /// Pulp's repository id.
+    pub(crate) repository: String,
+    /// Base url, ends with `/`.
+    pub(crate) url: String,
+    pub(crate) protected: bool,
+    pub(crate) content: V2Content,
+}
+
+/// What is known of a repository's v2 content.
+#[derive(Debug)]
+pub(crate) enum V2Content {
+    /// Everything, from our index file.
+    Indexed(Arc<Holdings>),
+    /// Only the redirect file of an old Pulp.
+    Legacy {
+        /// How manifests are found by the original rules; none for version 2.
+        variants: Option<Variants>,
+        /// Where the files are, if they are here.
+        dir: Option<PathBuf>,
+        /// What lies in `dir`, read when first asked for.
+        holdings: OnceCell<Arc<Holdings>>,
+    },
+}
+
+impl V2Repo {
+    /// What the repository holds, if its files are here.
+    pub(crate) async fn holdings(&self) -> Option<Arc<Holdings>> {
+        match &self.content {
+            V2Content::Indexed(holdings) => Some(Arc::clone(holdings)),
+            V2Content::Legacy { dir: None, .. } => None,
+            V2Content::Legacy {
+                dir: Some(dir),
+                holdings,
+                ..
+            } => {
+                let read = || async {
+                    let of = dir.clone();
+                    let read = tokio::task::spawn_blocking(move || Holdings::read_tree(&of)).await;
+                    match read {
+                        Ok(Ok(holdings)) => Ok(Arc::new(holdings)),
+                        Ok(Err(error)) => Err(error.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    }
+                };
+                match holdings.get_or_try_init(read).await {
+                    Ok(holdings) => Some(Arc::clone(holdings)),
+                    Err(error) => {
+                        tracing::error!(dir = %dir.display(), error, "can't read published files");
+                        None
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All that can be asked for. Never changed; new data make new tables.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    pub(crate) v1: BTreeMap<String, Arc<V1Repo>>,
+    pub(crate) v2: BTreeMap<String, Arc<V2Repo>>,
+    /// v1 repositories that hold an image, by name.
+    images: HashMap<String, Vec<Arc<V1Repo>>>,
+    v1_by_repository: HashMap<String, Arc<V1Repo>>,
+    v2_by_repository: HashMap<String, Arc<V2Repo>>,
+}
+
+impl Tables {
+    pub(crate) fn new(v1: BTreeMap<String, Arc<V1Repo>>, v2: BTreeMap<String, Arc<V2Repo>>) -> Self {
+        let mut images: HashMap<String, Vec<Arc<V1Repo>>> = HashMap::new();
+        for repo in v1.values() {
+            for id in &repo.image_ids {
+                images.entry(id.clone()).or_default().push(Arc::clone(repo));
+            }
+        }
+        Self {
+            images,
+            v1_by_repository: v1
+                .values()
+                .map(|r| (r.repository.clone(), Arc::clone(r)))
+                .collect(),
+            v2_by_repository: v2
+                .values()
+                .map(|r| (r.repository.clone(), Arc::clone(r)))
+                .collect(),
+            v1,
+            v2,
+        }
+    }
+
+    /// A v1 repository that may be seen. Protected ones are as if absent.
+    pub(crate) fn v1(&self, registry_id: &str) -> Option<&Arc<V1Repo>> {
+        self.v1.get(registry_id).filter(|r| !r.protected)
+    }
+
+    /// A v2 repository that may be seen.
+    pub(crate) fn v2(&self, registry_id: &str) -> Option<&Arc<V2Repo>> {
+        self.v2.get(registry_id).filter(|r| !r.protected)
+    }
+
+    /// A v1 repository that may be seen, by Pulp's id.
+    pub(crate) fn v1_repository(&self, id: &str) -> Option<&Arc<V1Repo>> {
+        self.v1_by_repository.get(id).filter(|r| !r.protected)
+    }
+
+    /// A v2 repository that may be seen, by Pulp's id.
+    pub(crate) fn v2_repository(&self, id: &str) -> Option<&Arc<V2Repo>> {
+        self.v2_by_repository.get(id).filter(|r| !r.protected)
+    }
+
+    /// The first repository, by name, that holds the image and may be seen.
+    pub(crate) fn with_image(&self, image_id: &str) -> Option<&Arc<V1Repo>> {
+        self.images.get(image_id)?.iter().find(|r| !r.protected)
+    }
+}

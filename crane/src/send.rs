@@ -1,0 +1,267 @@
+//! Sending a file: conditions, ranges, and the bytes.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use http::{HeaderValue, Method, StatusCode, header};
+use pulp_model::Digest;
+use tokio::sync::Semaphore;
+
+use crate::http_api::{App, Call, FileGone};
+
+/// Bytes read at once; a larger piece isn't faster, and two of them are held for each download.
+const PIECE: u64 = 256 * 1024;
+
+/// Content that never changes under its name.
+pub(crate) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+/// Content that may change: ask each time, which costs a 304.
+pub(crate) const REVALIDATE: &str = "no-cache";
+
+/// A file to send, and how.
+pub(crate) struct FileAnswer<'a> {
+    pub(crate) path: PathBuf,
+    /// Its bytes as the tables have it; none if they don't.
+    pub(crate) size: Option<u64>,
+    pub(crate) content_type: &'a str,
+    /// Of the content; makes the ETag.
+    pub(crate) etag: String,
+    pub(crate) digest: Option<&'a Digest>,
+    pub(crate) cache: &'static str,
+    /// Whether the answer depends on `Accept`.
+    pub(crate) negotiated: bool,
+}
+
+/// Answers GET or HEAD with a file.
+pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Result<Response, FileGone> {
+    let etag = format!("\"{}\"", answer.etag);
+    if call
+        .header(header::IF_NONE_MATCH)
+        .is_some_and(|held| matches_etag(held, &etag))
+    {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        describe(&mut response, &answer, &etag);
+        return Ok(response);
+    }
+    // HEAD of what the tables know all of doesn't touch the disk.
+    let (file, size) = if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
+        (None, size)
+    } else {
+        let (file, size) = open(app, &answer.path, answer.size).await?;
+        (Some(file), size)
+    };
+    let wanted = match (call.header(header::RANGE), call.header(header::IF_RANGE)) {
+        (Some(range), None) => byte_range(range, size),
+        (Some(range), Some(held)) if held == etag => byte_range(range, size),
+        _ => Wanted::All,
+    };
+    let mut response = Response::new(Body::empty());
+    describe(&mut response, &answer, &etag);
+    let headers = response.headers_mut();
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    set(headers, header::CONTENT_TYPE, answer.content_type);
+    let (status, range) = match wanted {
+        Wanted::All => (StatusCode::OK, 0..size),
+        Wanted::Part(part) => {
+            let content_range = format!("bytes {}-{}/{size}", part.start, part.end.saturating_sub(1));
+            set(headers, header::CONTENT_RANGE, &content_range);
+            (StatusCode::PARTIAL_CONTENT, part)
+        }
+        Wanted::Unsatisfiable => {
+            set(headers, header::CONTENT_RANGE, &format!("bytes */{size}"));
+            headers.remove(header::CONTENT_TYPE);
+            (StatusCode::RANGE_NOT_SATISFIABLE, 0..0)
+        }
+    };
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+    *response.status_mut() = status;
+    if let (Some(file), &Method::GET) = (file, &call.method) {
+        *response.body_mut() = body(file, range, Arc::clone(&app.reads)).await.map_err(|error| {
+            tracing::error!(file = %answer.path.display(), %error, "can't read a published file");
+            FileGone
+        })?;
+    }
+    Ok(response)
+}
+
+fn describe(response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
+    let headers = response.headers_mut();
+    set(headers, header::ETAG, etag);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(answer.cache));
+    if let Some(digest) = answer.digest {
+        set(
+            headers,
+            header::HeaderName::from_static("docker-content-digest"),
+            &digest.to_string(),
+        );
+    }
+    if answer.negotiated {
+        headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    }
+}
+
+/// Sets a header whose value comes from data; a value that can't be one is left out.
+fn set(headers: &mut http::HeaderMap, name: header::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn matches_etag(held: &str, etag: &str) -> bool {
+    held.split(',')
+        .map(str::trim)
+        .any(|h| h == "*" || h.strip_prefix("W/").unwrap_or(h) == etag)
+}
+
+/// Which part of a file is asked for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    All,
+    Part(Range<u64>),
+    Unsatisfiable,
+}
+
+/// Reads a `Range` header (RFC 9110, 14.1.2). What isn't understood, several ranges among it, is as if absent.
+fn byte_range(header: &str, size: u64) -> Wanted {
+    let Some((unit, spec)) = header.split_once('=') else {
+        return Wanted::All;
+    };
+    let Some((first, last)) = spec.trim().split_once('-') else {
+        return Wanted::All;
+    };
+    // Only digits: `parse` would take a sign.
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+    };
+    if !unit.trim().eq_ignore_ascii_case("bytes") {
+        return Wanted::All;
+    }
+    match (first, number(first), last, number(last)) {
+        ("", None, _, Some(0)) => Wanted::Unsatisfiable,
+        ("", None, _, Some(_)) if size == 0 => Wanted::Unsatisfiable,
+        ("", None, _, Some(count)) => Wanted::Part(size.saturating_sub(count)..size),
+        (_, Some(first), "", None) if first < size => Wanted::Part(first..size),
+        (_, Some(first), _, Some(last)) if first > last => Wanted::All,
+        (_, Some(first), _, Some(last)) if first < size => {
+            Wanted::Part(first..size.min(last.saturating_add(1)))
+        }
+        (_, Some(_), "", None) | (_, Some(_), _, Some(_)) => Wanted::Unsatisfiable,
+        _ => Wanted::All,
+    }
+}
+
+/// Opens a file and takes its size, which must be the one the tables have.
+async fn open(app: &App, path: &Path, expected: Option<u64>) -> Result<(Arc<File>, u64), FileGone> {
+    let of = path.to_owned();
+    let open = move || {
+        let file = File::open(of)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a file"));
+        }
+        match expected {
+            Some(expected) if expected != meta.len() => Err(io::Error::other(format!(
+                "{} bytes, {expected} expected",
+                meta.len()
+            ))),
+            _ => Ok((Arc::new(file), meta.len())),
+        }
+    };
+    on_disk(&app.reads, open).await.map_err(|error| {
+        tracing::error!(file = %path.display(), %error, "can't open a published file");
+        FileGone
+    })
+}
+
+/// The bytes of a range, read piece by piece as the client takes them, one piece ahead. No thread waits for a slow
+/// client. A failure in the middle breaks the connection, so that the client knows.
+async fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> io::Result<Body> {
+    if range.end - range.start <= PIECE {
+        return Ok(Body::from(read_piece(file, range, &reads).await?));
+    }
+    let starts = (range.start..range.end).step_by(PIECE as usize);
+    let pieces = stream::iter(starts)
+        .map(move |start| {
+            let (file, reads) = (Arc::clone(&file), Arc::clone(&reads));
+            let piece = start..range.end.min(start + PIECE);
+            async move { read_piece(file, piece, &reads).await }
+        })
+        .buffered(2);
+    Ok(Body::from_stream(pieces))
+}
+
+async fn read_piece(file: Arc<File>, range: Range<u64>, reads: &Arc<Semaphore>) -> io::Result<Bytes> {
+    on_disk(reads, move || {
+        let mut piece = vec![0; (range.end - range.start) as usize];
+        file.read_exact_at(&mut piece, range.start)?;
+        Ok(Bytes::from(piece))
+    })
+    .await
+}
+
+async fn on_disk<T: Send + 'static>(
+    reads: &Arc<Semaphore>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let permit = Arc::clone(reads)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(permit);
+        done
+    });
+    done.await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_follow_rfc_9110() {
+        for (header, size, expected) in [
+            ("bytes=0-0", 10, Wanted::Part(0..1)),
+            ("bytes=2-5", 10, Wanted::Part(2..6)),
+            ("bytes=2-", 10, Wanted::Part(2..10)),
+            ("bytes=2-99", 10, Wanted::Part(2..10)),
+            ("bytes=-3", 10, Wanted::Part(7..10)),
+            ("bytes=-99", 10, Wanted::Part(0..10)),
+            ("bytes=0-99999999999999999999999", 10, Wanted::Part(0..10)),
+            ("Bytes=1-1", 10, Wanted::Part(1..2)),
+            ("bytes=10-", 10, Wanted::Unsatisfiable),
+            ("bytes=10-12", 10, Wanted::Unsatisfiable),
+            ("bytes=-0", 10, Wanted::Unsatisfiable),
+            ("bytes=0-", 0, Wanted::Unsatisfiable),
+            ("bytes=-1", 0, Wanted::Unsatisfiable),
+            ("bytes=5-2", 10, Wanted::All),
+            ("bytes=0-1,3-4", 10, Wanted::All),
+            ("bytes=", 10, Wanted::All),
+            ("bytes=-", 10, Wanted::All),
+            ("bytes=+1-2", 10, Wanted::All),
+            ("lines=1-2", 10, Wanted::All),
+            ("bytes", 10, Wanted::All),
+        ] {
+            assert_eq!(byte_range(header, size), expected, "{header} of {size}");
+        }
+    }
+
+    #[test]
+    fn if_none_match_takes_lists_weak_ones_and_the_star() {
+        for held in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "*"] {
+            assert!(matches_etag(held, "\"a\""), "{held}");
+        }
+        assert!(!matches_etag("\"b\"", "\"a\""));
+    }
+}

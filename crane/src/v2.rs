@@ -1,0 +1,543 @@
+//! `/v2/`: the OCI distribution API, its pull and discovery parts.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::response::Response;
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use pulp_model::{Digest, MediaType, RegistryId, TagName};
+use pulp_publication::index::IndexManifest;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    data::{Held, Holdings, Tables, V2Content, V2Repo},
+    http_api::{self, App, Call, FileGone},
+    negotiate::{self, Accept},
+    send::{self, FileAnswer},
+};
+
+/// Tags or names in one page if the client names no number; all fit in a client's memory.
+const PAGE: usize = 10_000;
+
+/// What a path below `/v2/` asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Ping,
+    Catalog,
+    Tags {
+        name: &'a str,
+    },
+    Manifest {
+        name: &'a str,
+        reference: &'a str,
+    },
+    Blob {
+        name: &'a str,
+        digest: &'a str,
+    },
+    Referrers {
+        name: &'a str,
+        digest: &'a str,
+    },
+    /// A name alone, or a kind that isn't known.
+    Nothing {
+        name: &'a str,
+    },
+}
+
+impl<'a> Target<'a> {
+    /// The kind is always the second-last part, so names, tags and references may be called `tags`, `blobs` or
+    /// `manifests` themselves.
+    fn of(path: &'a str) -> Self {
+        match path {
+            "" => return Self::Ping,
+            "_catalog" => return Self::Catalog,
+            _ => {}
+        }
+        let mut parts = path.rsplitn(3, '/');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("list"), Some("tags"), Some(name)) => Self::Tags { name },
+            (Some(reference), Some("manifests"), Some(name)) => Self::Manifest { name, reference },
+            (Some(digest), Some("blobs"), Some(name)) => Self::Blob { name, digest },
+            (Some(digest), Some("referrers"), Some(name)) => Self::Referrers { name, digest },
+            _ => Self::Nothing { name: path },
+        }
+    }
+}
+
+/// An error of the specification, "Error Codes".
+#[derive(Debug)]
+struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: &'static str,
+    detail: Value,
+}
+
+impl ApiError {
+    fn name_unknown(name: &str) -> Self {
+        if name.parse::<RegistryId>().is_err() {
+            return Self {
+                status: StatusCode::BAD_REQUEST,
+                code: "NAME_INVALID",
+                message: "invalid repository name",
+                detail: json!({ "name": name }),
+            };
+        }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "NAME_UNKNOWN",
+            message: "repository name not known to registry",
+            detail: json!({ "name": name }),
+        }
+    }
+
+    fn manifest_unknown(name: &str, reference: &str) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "MANIFEST_UNKNOWN",
+            message: "manifest unknown",
+            detail: json!({ "name": name, "reference": reference }),
+        }
+    }
+
+    fn blob_unknown(digest: &Digest) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: "BLOB_UNKNOWN",
+            message: "blob unknown to registry",
+            detail: json!({ "digest": digest }),
+        }
+    }
+
+    fn digest_invalid(digest: &str) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: "DIGEST_INVALID",
+            message: "provided digest is not a digest",
+            detail: json!({ "digest": digest }),
+        }
+    }
+
+    fn page_invalid(n: &str) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: "PAGINATION_NUMBER_INVALID",
+            message: "invalid number of results requested",
+            detail: json!({ "n": n }),
+        }
+    }
+
+    fn unsupported() -> Self {
+        Self {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            code: "UNSUPPORTED",
+            message: "this registry is read-only; content is published through Pulp",
+            detail: Value::Null,
+        }
+    }
+
+    fn unavailable() -> Self {
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "UNAVAILABLE",
+            message: "the content can't be read at the moment, try again",
+            detail: Value::Null,
+        }
+    }
+
+    fn response(self) -> Response {
+        let error = json!({ "code": self.code, "message": self.message, "detail": self.detail });
+        let mut response = http_api::json(self.status, &json!({ "errors": [error] }));
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::METHOD_NOT_ALLOWED => headers.insert(header::ALLOW, http_api::ALLOW),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"))
+            }
+            _ => None,
+        };
+        response
+    }
+}
+
+type Answer = Result<Response, ApiError>;
+
+/// Answers a request for `path` below `/v2/`.
+pub(crate) async fn answer(
+    app: &App,
+    call: &Call,
+    tables: &Tables,
+    path: &str,
+) -> Result<Response, FileGone> {
+    let response = if call.is_options() {
+        http_api::options()
+    } else if call.is_read() {
+        read(app, call, tables, path)
+            .await?
+            .unwrap_or_else(ApiError::response)
+    } else {
+        ApiError::unsupported().response()
+    };
+    Ok(with_version(response))
+}
+
+/// What is said when the files of the newest tables can't be read.
+pub(crate) fn unavailable() -> Response {
+    with_version(ApiError::unavailable().response())
+}
+
+/// On every answer, errors and redirects too, which the original left without.
+fn with_version(mut response: Response) -> Response {
+    let version = HeaderName::from_static("docker-distribution-api-version");
+    response
+        .headers_mut()
+        .insert(version, HeaderValue::from_static("registry/2.0"));
+    response
+}
+
+async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Answer, FileGone> {
+    let repo = |name: &str| tables.v2(name).ok_or_else(|| ApiError::name_unknown(name));
+    match Target::of(path) {
+        Target::Ping => Ok(Ok(http_api::json(StatusCode::OK, &json!({})))),
+        Target::Catalog => Ok(catalog(call, tables)),
+        Target::Nothing { name } => Ok(Err(ApiError::name_unknown(name))),
+        Target::Tags { name } => match repo(name) {
+            Ok(repo) => Ok(tags(app, call, repo).await),
+            Err(error) => Ok(Err(error)),
+        },
+        Target::Manifest { name, reference } => match repo(name) {
+            Ok(repo) => manifest(app, call, repo, reference).await,
+            Err(error) => Ok(Err(error)),
+        },
+        Target::Blob { name, digest } => match repo(name) {
+            Ok(repo) => blob(app, call, repo, digest).await,
+            Err(error) => Ok(Err(error)),
+        },
+        Target::Referrers { name, digest } => match repo(name) {
+            Ok(repo) => Ok(referrers(call, repo, digest).await),
+            Err(error) => Ok(Err(error)),
+        },
+    }
+}
+
+/// What the repository holds if this request is to be answered from it; none means a redirect by the original's
+/// rules, or that there is nothing to answer from.
+async fn local(app: &App, repo: &V2Repo) -> Option<Arc<Holdings>> {
+    match repo.content {
+        V2Content::Indexed(_) => repo.holdings().await,
+        V2Content::Legacy { .. } if app.serve => repo.holdings().await,
+        V2Content::Legacy { .. } => None,
+    }
+}
+
+async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Result<Answer, FileGone> {
+    let name = &repo.registry_id;
+    let digest = reference.parse::<Digest>();
+    if digest.is_err() && reference.contains(':') {
+        return Ok(Err(ApiError::digest_invalid(reference)));
+    }
+    if digest.is_err() && reference.parse::<TagName>().is_err() {
+        return Ok(Err(ApiError::manifest_unknown(name, reference)));
+    }
+    let Some(holdings) = local(app, repo).await else {
+        return Ok(match &repo.content {
+            // In serve mode the files are not here: known, but not at hand.
+            V2Content::Legacy { variants, .. } => {
+                let path = negotiate::legacy_path(&call.headers, variants.as_ref(), reference);
+                Ok(redirected(&repo.url, &path, None))
+            }
+            V2Content::Indexed(_) => Err(ApiError::unavailable()),
+        });
+    };
+    let by_tag = digest.is_err();
+    let found = if let Ok(digest) = &digest {
+        holdings.manifest(digest)
+    } else {
+        let targets = holdings.tags.get(reference);
+        targets.and_then(|t| negotiate::choose(&Accept::of(&call.headers), t, &holdings))
+    };
+    let Some(held) = found else {
+        return Ok(Err(ApiError::manifest_unknown(name, reference)));
+    };
+    if app.serve {
+        send::file(app, call, manifest_answer(&holdings, held, by_tag))
+            .await
+            .map(Ok)
+    } else {
+        let path = format!("manifests/{}/{}", held.manifest.folder(), held.manifest.digest);
+        Ok(Ok(redirected(&repo.url, &path, Some(&held.manifest.digest))))
+    }
+}
+
+/// How a manifest is sent.
+pub(crate) fn manifest_answer<'a>(holdings: &Holdings, held: &'a Held, by_tag: bool) -> FileAnswer<'a> {
+    let manifest = &held.manifest;
+    FileAnswer {
+        path: holdings.manifest_file(held),
+        size: Some(manifest.size),
+        content_type: manifest.media_type.as_str(),
+        etag: manifest.digest.to_string(),
+        digest: Some(&manifest.digest),
+        cache: if by_tag { send::REVALIDATE } else { send::IMMUTABLE },
+        negotiated: by_tag,
+    }
+}
+
+async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Answer, FileGone> {
+    let Ok(digest) = digest.parse::<Digest>() else {
+        return Ok(Err(ApiError::digest_invalid(digest)));
+    };
+    let Some(holdings) = local(app, repo).await else {
+        return Ok(Ok(redirected(
+            &repo.url,
+            &format!("blobs/{digest}"),
+            Some(&digest),
+        )));
+    };
+    // Clients may fetch a manifest as a blob, too.
+    let manifest = holdings.manifest(&digest);
+    match (holdings.blob(&digest), manifest) {
+        (None, None) => Ok(Err(ApiError::blob_unknown(&digest))),
+        (Some(_), _) if !app.serve => Ok(Ok(redirected(
+            &repo.url,
+            &format!("blobs/{digest}"),
+            Some(&digest),
+        ))),
+        (Some((size, path)), _) => send::file(app, call, blob_answer(&digest, size, path))
+            .await
+            .map(Ok),
+        (None, Some(held)) => {
+            let mut answer = manifest_answer(&holdings, held, false);
+            answer.content_type = "application/octet-stream";
+            send::file(app, call, answer).await.map(Ok)
+        }
+    }
+}
+
+/// How a blob is sent.
+pub(crate) fn blob_answer(digest: &Digest, size: u64, path: std::path::PathBuf) -> FileAnswer<'_> {
+    FileAnswer {
+        path,
+        size: Some(size),
+        content_type: "application/octet-stream",
+        etag: digest.to_string(),
+        digest: Some(digest),
+        cache: send::IMMUTABLE,
+        negotiated: false,
+    }
+}
+
+fn redirected(url: &str, path: &str, digest: Option<&Digest>) -> Response {
+    let mut response = http_api::redirect(&format!("{url}{path}"));
+    if let Some(Ok(digest)) = digest.map(|d| HeaderValue::from_str(&d.to_string())) {
+        let name = HeaderName::from_static("docker-content-digest");
+        response.headers_mut().insert(name, digest);
+    }
+    response
+}
+
+async fn tags(app: &App, call: &Call, repo: &V2Repo) -> Answer {
+    #[derive(Serialize)]
+    struct Tags<'a> {
+        name: &'a str,
+        tags: Vec<&'a str>,
+    }
+    let Some(holdings) = local(app, repo).await else {
+        return Ok(redirected(&repo.url, "tags/list", None));
+    };
+    let name = &repo.registry_id;
+    let page = Page::of(call)?;
+    let (tags, more) = page.cut(holdings.tags.keys());
+    let next = more.then(|| page.next(&format!("/v2/{name}/tags/list"), tags.last()));
+    Ok(paged(&Tags { name, tags }, next))
+}
+
+fn catalog(call: &Call, tables: &Tables) -> Answer {
+    #[derive(Serialize)]
+    struct Catalog<'a> {
+        repositories: Vec<&'a str>,
+    }
+    let page = Page::of(call)?;
+    let open = tables
+        .v2
+        .iter()
+        .filter(|(_, repo)| !repo.protected)
+        .map(|(name, _)| name);
+    let (repositories, more) = page.cut(open);
+    let next = more.then(|| page.next("/v2/_catalog", repositories.last()));
+    Ok(paged(&Catalog { repositories }, next))
+}
+
+/// `n` and `last` of a listing. Names are in the order of their bytes; `last` need not be one of them.
+struct Page {
+    n: usize,
+    last: Option<String>,
+}
+
+impl Page {
+    fn of(call: &Call) -> Result<Self, ApiError> {
+        let n = match call.query("n") {
+            None => PAGE,
+            Some(n) => match n.parse::<usize>() {
+                Ok(number) => number.min(PAGE),
+                Err(_) => return Err(ApiError::page_invalid(&n)),
+            },
+        };
+        Ok(Self {
+            n,
+            last: call.query("last").filter(|l| !l.is_empty()),
+        })
+    }
+
+    /// This page of sorted names, and whether there is another.
+    fn cut<'a>(&self, names: impl Iterator<Item = &'a String>) -> (Vec<&'a str>, bool) {
+        let seen = |name: &&'a str| self.last.as_deref().is_some_and(|last| *name <= last);
+        let mut rest = names.map(String::as_str).skip_while(seen);
+        let page: Vec<&str> = rest.by_ref().take(self.n).collect();
+        // With n=0 there is nothing to go on from.
+        let more = self.n > 0 && rest.next().is_some();
+        (page, more)
+    }
+
+    fn next(&self, path: &str, last: Option<&&str>) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query
+            .append_pair("n", &self.n.to_string())
+            .append_pair("last", last.copied().unwrap_or_default());
+        format!("<{path}?{}>; rel=\"next\"", query.finish())
+    }
+}
+
+fn paged(body: &impl Serialize, next: Option<String>) -> Response {
+    let mut response = http_api::json(StatusCode::OK, body);
+    if let Some(Ok(next)) = next.map(|n| HeaderValue::from_str(&n)) {
+        response.headers_mut().insert(header::LINK, next);
+    }
+    response
+}
+
+/// Referrers: an index of what has the digest as its subject, empty where nothing has, or where it isn't known.
+async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Referrer<'a> {
+        media_type: &'a MediaType,
+        digest: &'a Digest,
+        size: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        artifact_type: Option<&'a str>,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        annotations: &'a BTreeMap<String, String>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Referrers<'a> {
+        schema_version: u8,
+        media_type: MediaType,
+        manifests: Vec<Referrer<'a>>,
+    }
+    let subject = digest
+        .parse::<Digest>()
+        .map_err(|_| ApiError::digest_invalid(digest))?;
+    let wanted = call.query("artifactType").filter(|t| !t.is_empty());
+    let holdings = repo.holdings().await;
+    let attached: Vec<&IndexManifest> = holdings
+        .as_ref()
+        .map(|h| h.referrers(&subject).collect())
+        .unwrap_or_default();
+    let manifests = attached
+        .into_iter()
+        .filter(|m| wanted.is_none() || m.artifact_type == wanted)
+        .map(|m| Referrer {
+            media_type: &m.media_type,
+            digest: &m.digest,
+            size: m.size,
+            artifact_type: m.artifact_type.as_deref(),
+            annotations: &m.annotations,
+        })
+        .collect();
+    let index = Referrers {
+        schema_version: 2,
+        media_type: MediaType::OCI_INDEX,
+        manifests,
+    };
+    let mut response = http_api::json(StatusCode::OK, &index);
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/vnd.oci.image.index.v1+json"),
+    );
+    if wanted.is_some() {
+        let name = HeaderName::from_static("oci-filters-applied");
+        headers.insert(name, HeaderValue::from_static("artifactType"));
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tags_and_references_may_be_called_like_kinds() {
+        for (path, target) in [
+            ("", Target::Ping),
+            ("_catalog", Target::Catalog),
+            ("a/tags/list", Target::Tags { name: "a" }),
+            ("org/tags/tags/list", Target::Tags { name: "org/tags" }),
+            (
+                "a/b/c/d/manifests/latest",
+                Target::Manifest {
+                    name: "a/b/c/d",
+                    reference: "latest",
+                },
+            ),
+            (
+                "x/manifests/tags",
+                Target::Manifest {
+                    name: "x",
+                    reference: "tags",
+                },
+            ),
+            (
+                "x/manifests/list",
+                Target::Manifest {
+                    name: "x",
+                    reference: "list",
+                },
+            ),
+            (
+                "manifests/manifests/manifests",
+                Target::Manifest {
+                    name: "manifests",
+                    reference: "manifests",
+                },
+            ),
+            (
+                "blobs/blobs/sha256:0",
+                Target::Blob {
+                    name: "blobs",
+                    digest: "sha256:0",
+                },
+            ),
+            (
+                "x/referrers/sha256:0",
+                Target::Referrers {
+                    name: "x",
+                    digest: "sha256:0",
+                },
+            ),
+            ("tags/list", Target::Nothing { name: "tags/list" }),
+            ("x/manifests", Target::Nothing { name: "x/manifests" }),
+            (
+                "x/blobs/uploads/",
+                Target::Nothing {
+                    name: "x/blobs/uploads/",
+                },
+            ),
+        ] {
+            assert_eq!(Target::of(path), target, "{path}");
+        }
+    }
+}
