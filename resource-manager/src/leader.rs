@@ -1,0 +1,241 @@
+//! What a leader does: takes in what is new, grants what may go, revokes what the dead hold.
+
+use std::collections::HashSet;
+
+use pulp_broker::{Broker, BrokerError, Consumer, Delivery, Queue, ack_all};
+use pulp_model::{Epoch, TaskId, task::TaskState};
+use pulp_store::{
+    Store, StoreError,
+    grants::{Grant, LiveTask},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Settings, lock_table::LockTable};
+
+/// Deliveries that wait for one commit.
+const INTAKE_BATCH: u16 = 512;
+
+/// How often the dead and the overdue are looked for. Cheap: it asks for running tasks only.
+const PATROL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Leads until the lease is `lost`, `stop` fires, or another epoch shows.
+pub(crate) async fn lead(
+    settings: &Settings,
+    store: &Store,
+    broker: &dyn Broker,
+    epoch: Epoch,
+    lost: &CancellationToken,
+    stop: &CancellationToken,
+) {
+    let mut leader = Leader {
+        settings,
+        store,
+        broker,
+        epoch,
+        table: LockTable::default(),
+    };
+    tokio::select! {
+        biased;
+        () = lost.cancelled() => tracing::warn!(%epoch, "the lease is lost; nothing more is granted"),
+        () = stop.cancelled() => {}
+        () = leader.run() => {}
+    }
+}
+
+struct Leader<'a> {
+    settings: &'a Settings,
+    store: &'a Store,
+    broker: &'a dyn Broker,
+    epoch: Epoch,
+    table: LockTable,
+}
+
+impl Leader<'_> {
+    /// Returns when another leads.
+    async fn run(&mut self) {
+        let mut intake = Intake::default();
+        let mut sweep = tokio::time::interval(self.settings.sweep);
+        let mut patrol = tokio::time::interval(PATROL);
+        for timer in [&mut sweep, &mut patrol] {
+            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        loop {
+            let done = tokio::select! {
+                // The first sweep comes at once and builds the table.
+                _ = sweep.tick() => self.sweep().await,
+                _ = patrol.tick() => self.patrol().await,
+                batch = intake.next(self.broker) => self.take_in(batch).await,
+            };
+            match done {
+                Ok(()) => {}
+                Err(StoreError::LeadershipLost) => {
+                    tracing::warn!(epoch = %self.epoch, "another leads");
+                    return;
+                }
+                Err(e) => {
+                    tracing::warn!(error = %e, "the table is read anew");
+                    // Memory may be ahead of what was committed; only the rows tell.
+                    self.table = LockTable::default();
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                    sweep.reset_immediately();
+                }
+            }
+        }
+    }
+
+    /// Tasks that were submitted or ended.
+    async fn take_in(&mut self, batch: Vec<Delivery>) -> Result<(), StoreError> {
+        let ids: Vec<TaskId> = batch
+            .iter()
+            .map(|d| d.message().task_id())
+            .collect::<HashSet<_>>()
+            .into_iter()
+            .collect();
+        self.look_at(&ids).await?;
+        self.grant().await?;
+        // Only now: whatever is not committed comes again.
+        if let Err(e) = ack_all(&batch).await {
+            tracing::debug!(error = %e, "messages will come again");
+        }
+        Ok(())
+    }
+
+    /// Brings the table up to date about some tasks; the rows decide.
+    async fn look_at(&mut self, ids: &[TaskId]) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let live = self.store.live_among(ids).await?;
+        let alive: HashSet<TaskId> = live.iter().map(|t| t.id).collect();
+        for id in ids.iter().filter(|id| !alive.contains(id)) {
+            self.table.forget(*id);
+        }
+        for task in &live {
+            know(&mut self.table, task);
+        }
+        Ok(())
+    }
+
+    /// Grants what may go, in batches.
+    async fn grant(&mut self) -> Result<(), StoreError> {
+        loop {
+            let admitted = self.table.admit(self.settings.grant_batch);
+            if admitted.is_empty() {
+                return Ok(());
+            }
+            let live = self.store.live_among(&admitted).await?;
+            let grants: Vec<Grant> = live
+                .iter()
+                .filter(|t| t.state == TaskState::Waiting)
+                .map(|t| Grant {
+                    id: t.id,
+                    class: t.class,
+                    claims: t.claims.clone(),
+                })
+                .collect();
+            let granted: HashSet<TaskId> = self
+                .store
+                .commit_grants(self.epoch, &grants)
+                .await?
+                .into_iter()
+                .map(|(id, _)| id)
+                .collect();
+            // Canceled in between: it holds nothing, and may have let others go.
+            let passed_over: Vec<TaskId> = admitted.into_iter().filter(|id| !granted.contains(id)).collect();
+            self.look_at(&passed_over).await?;
+        }
+    }
+
+    /// Takes tasks from dead workers and ends those that don't stop.
+    async fn patrol(&mut self) -> Result<(), StoreError> {
+        let revoked = self
+            .store
+            .revoke_lost(self.epoch, self.settings.max_attempts)
+            .await?;
+        for (id, what) in &revoked {
+            tracing::warn!(task = %id, ?what, "its worker is dead");
+        }
+        let canceled = self
+            .store
+            .force_cancel(self.epoch, self.settings.cancel_grace)
+            .await?;
+        for id in &canceled {
+            tracing::warn!(task = %id, "it did not stop in time and was ended; its worker can commit nothing");
+        }
+        let ids: Vec<TaskId> = revoked.into_iter().map(|(id, _)| id).chain(canceled).collect();
+        self.look_at(&ids).await?;
+        self.grant().await
+    }
+
+    /// Checks the whole table against the rows, and sends again what was lost on the way to workers.
+    async fn sweep(&mut self) -> Result<(), StoreError> {
+        let live = self.store.live_tasks().await?;
+        let mut table = LockTable::default();
+        for task in &live {
+            know(&mut table, task);
+        }
+        self.table = table;
+        self.grant().await?;
+        if self.queues_are_empty().await {
+            let resent = self
+                .store
+                .resend_unclaimed(self.epoch, self.settings.resend_after)
+                .await?;
+            if resent > 0 {
+                tracing::warn!(resent, "grants that no worker claimed were sent again");
+            }
+        }
+        let violations = self.store.reservation_violations().await?;
+        if violations > 0 {
+            tracing::error!(violations, "reservations conflict or have no owner");
+        }
+        Ok(())
+    }
+
+    /// Whether unclaimed grants can't be waiting in a queue. Unknown counts as no.
+    async fn queues_are_empty(&self) -> bool {
+        for class in pulp_model::task::TaskClass::ALL {
+            if !matches!(self.broker.depth(Queue::Class(class)).await, Ok(0)) {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn know(table: &mut LockTable, task: &LiveTask) {
+    match task.state {
+        TaskState::Waiting => table.wait(task.id, task.created, &task.claims),
+        _ => table.hold(task.id, task.created, &task.claims),
+    }
+}
+
+/// The intake queue, consumed anew after each broken session.
+#[derive(Default)]
+struct Intake(Option<Box<dyn Consumer>>);
+
+impl Intake {
+    /// The next batch. Dropping the future loses nothing.
+    async fn next(&mut self, broker: &dyn Broker) -> Vec<Delivery> {
+        loop {
+            if let Some(consumer) = &mut self.0 {
+                match consumer.next_batch(usize::from(INTAKE_BATCH)).await {
+                    Ok(batch) if !batch.is_empty() => return batch,
+                    Ok(_) => tracing::debug!("the intake's session is over"),
+                    Err(e) => tracing::warn!(error = %e, "the intake's session broke"),
+                }
+                self.0 = None;
+            }
+            match broker.consume(Queue::Intake, INTAKE_BATCH).await {
+                Ok(consumer) => self.0 = Some(consumer),
+                Err(BrokerError::Disconnected { .. }) => {
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "can't consume the intake");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Moves messages from the outbox to the broker, and deletes those that it confirmed.
+//!
+//! Every process that commits state changes runs one. Relays need no leader: a message sent twice is claimed
+//! once. The bell of the store wakes a relay at once; the tick finds what another process left behind when it died.
+
+use std::{sync::Arc, time::Duration};
+
+use pulp_broker::{Broker, BrokerError, Message, Outgoing};
+use pulp_runtime::backoff::Backoff;
+use pulp_store::{Store, StoreError};
+use tokio_util::sync::CancellationToken;
+
+/// How often a relay looks without having been woken.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs until `stop` fires, then once more, so that the last commits of this process are not left behind.
+pub async fn run(store: Store, broker: Arc<dyn Broker>, batch: u32, stop: CancellationToken) {
+    let mut backoff = Backoff::for_connections();
+    loop {
+        match drain(&store, broker.as_ref(), batch).await {
+            Ok(()) => {
+                backoff.reset();
+                tokio::select! {
+                    () = store.outbox_rung() => {}
+                    () = tokio::time::sleep(TICK) => {}
+                    () = stop.cancelled() => break,
+                }
+            }
+            Err(fault) => {
+                tracing::warn!(error = %fault, "the outbox waits: {}", fault.advice());
+                tokio::select! {
+                    () = backoff.sleep() => {}
+                    () = stop.cancelled() => break,
+                }
+            }
+        }
+    }
+    if let Err(fault) = drain(&store, broker.as_ref(), batch).await {
+        tracing::warn!(error = %fault, "messages stay in the outbox for the next relay");
+    }
+}
+
+enum Fault {
+    Store(StoreError),
+    Broker(BrokerError),
+    NotConnected,
+    Unconfirmed(usize),
+}
+
+impl Fault {
+    const fn advice(&self) -> &'static str {
+        match self {
+            Self::Store(_) => "is the database up?",
+            Self::Broker(_) | Self::NotConnected => "is the broker up?",
+            Self::Unconfirmed(_) => "the broker took messages without confirming them",
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Store(e) => e.fmt(f),
+            Self::Broker(e) => e.fmt(f),
+            Self::NotConnected => f.write_str("no connection to the broker"),
+            Self::Unconfirmed(n) => write!(f, "{n} messages unconfirmed"),
+        }
+    }
+}
+
+/// Sends batches until the outbox is empty.
+async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fault> {
+    loop {
+        if !broker.is_connected() {
+            return if store.outbox_depth().await.map_err(Fault::Store)? == 0 {
+                Ok(())
+            } else {
+                Err(Fault::NotConnected)
+            };
+        }
+        let taken = store.outbox_batch(batch).await.map_err(Fault::Store)?;
+        if taken.rows.is_empty() {
+            return Ok(());
+        }
+        let full = taken.rows.len() as u32 == batch;
+        let mut outgoing = Vec::with_capacity(taken.rows.len());
+        let mut settled = Vec::new();
+        for row in &taken.rows {
+            match Message::from_json(row.body.as_bytes()) {
+                Ok(message) => outgoing.push(Outgoing::new(message, row.id.clone())),
+                // Nothing we wrote; the sweep will tell again whatever it was about.
+                Err(e) => {
+                    tracing::error!(id = row.id, error = %e, "an outbox row can't be read and is dropped");
+                    settled.push(row.id.clone());
+                }
+            }
+        }
+        let confirmed = broker.publish(&outgoing).await.map_err(Fault::Broker)?;
+        let mut unconfirmed = 0;
+        for (message, is_confirmed) in outgoing.into_iter().zip(confirmed) {
+            if is_confirmed {
+                settled.push(message.message_id);
+            } else {
+                unconfirmed += 1;
+            }
+        }
+        taken.settle(&settled).await.map_err(Fault::Store)?;
+        if unconfirmed > 0 {
+            return Err(Fault::Unconfirmed(unconfirmed));
+        }
+        if !full {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use pulp_broker::{ConnectOptions, Queue};
+    use pulp_model::task::TaskKind;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_committed_task_reaches_the_broker_and_leaves_the_outbox() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("pulp.db").display());
+        let store = Store::connect(&url, 4).await.unwrap();
+        store.migrate().await.unwrap();
+        let broker = pulp_broker::connect("memory:", "t", ConnectOptions::default())
+            .await
+            .unwrap();
+        let stop = CancellationToken::new();
+        let relay = tokio::spawn(run(store.clone(), Arc::clone(&broker), 2, stop.clone()));
+        let mut consumer = broker.consume(Queue::Intake, 10).await.unwrap();
+
+        let mut sent = Vec::new();
+        for _ in 0..5 {
+            let mut tx = store.begin().await.unwrap();
+            sent.push(
+                tx.enqueue(&TaskKind::DeleteRepository {
+                    repo_id: "r".parse().unwrap(),
+                })
+                .await
+                .unwrap(),
+            );
+            tx.commit().await.unwrap();
+        }
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            let next = tokio::time::timeout(Duration::from_secs(20), consumer.next());
+            let delivery = next.await.expect("a message in time").unwrap().unwrap();
+            got.push(delivery.message().task_id());
+            delivery.ack().await.unwrap();
+        }
+        assert_eq!(got, sent);
+        stop.cancel();
+        relay.await.unwrap();
+        assert_eq!(store.outbox_depth().await.unwrap(), 0);
+    }
+}
