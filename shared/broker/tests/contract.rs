@@ -56,7 +56,7 @@ async fn eventually<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
 }
 
 async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future)
+    tokio::time::timeout(Duration::from_mins(1), future)
         .await
         .unwrap_or_else(|_| panic!("{what}: not within a minute"))
 }

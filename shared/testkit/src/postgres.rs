@@ -181,7 +181,7 @@ impl Postgres {
         )?;
         let port = own.port.to_string();
         let pg_isready = find("pg_isready")?;
-        server.wait_until(Duration::from_secs(60), || {
+        server.wait_until(Duration::from_mins(1), || {
             run(Command::new(&pg_isready).args(["-q", "-h", "127.0.0.1", "-p", &port])).is_ok()
         })?;
         own.server = Some(server);

@@ -106,7 +106,7 @@ pub(crate) struct Server {
 
 /// Waits for the end of its input; then kills the group `$1` and removes the folder `$2`.
 const WATCHDOG: &str =
-    r#"trap '' INT TERM HUP; read -r _; kill -KILL -- "-$1" 2>/dev/null; sleep 0.2; rm -rf -- "$2""#;
+    r#"trap '' INT TERM HUP; read -r _; kill -s KILL -- "-$1" 2>/dev/null; sleep 0.2; rm -rf -- "$2""#;
 
 impl Server {
     /// Starts it with its data in `folder`; what it prints goes to `log` in there.
@@ -223,7 +223,72 @@ impl Drop for Server {
 }
 
 /// Whether something listens on the loopback port.
-#[allow(dead_code)]
 pub(crate) fn listens(port: u16) -> bool {
     TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, port).into(), Duration::from_millis(500)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sleeper(folder: &Path) -> Server {
+        // The shell and its child are the group.
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000; true"]);
+        Server::start("sleeper", &mut command, folder).unwrap()
+    }
+
+    /// Whether a process of the group still runs. Those that nobody has reaped yet don't count.
+    fn lives(group: u32) -> bool {
+        let mine = |stat: &str| {
+            let fields: Vec<&str> = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.split(' ').collect())
+                .unwrap_or_default();
+            fields.first() != Some(&"Z") && fields.get(2) == Some(&group.to_string().as_str())
+        };
+        fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+            .any(|stat| mine(&stat))
+    }
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_dropped_server_takes_its_children_with_it() {
+        let folder = folder("pulp-test-process-", None).unwrap();
+        let server = sleeper(folder.path());
+        let group = server.pid();
+        assert!(lives(group));
+        drop(server);
+        until("the group is gone", || !lives(group));
+        assert!(folder.path().exists());
+    }
+
+    #[test]
+    fn a_server_ends_and_its_folder_goes_when_its_owner_dies_without_a_word() {
+        let folder = folder("pulp-test-process-", None).unwrap();
+        let mut server = sleeper(folder.path());
+        let group = server.pid();
+        // What the system does to the pipe of a process that was killed.
+        drop(server.watchdog.stdin.take());
+        until("the group is gone", || !lives(group));
+        until("the folder is gone", || !folder.path().exists());
+    }
+
+    #[test]
+    fn a_program_that_is_missing_names_its_package() {
+        let error = program("no-such-program", &[], "some-package").unwrap_err();
+        assert!(error.to_string().contains("apt-get install"), "{error}");
+        assert!(error.to_string().contains("some-package"), "{error}");
+    }
 }
