@@ -32,7 +32,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub(crate) fn new(mode: Mode, endpoint: Option<String>, tables: Arc<Tables>) -> Self {
+    pub(crate) fn new(mode: &Mode, endpoint: Option<String>, tables: Arc<Tables>) -> Self {
         Self {
             serve: matches!(mode, Mode::Serve { .. }),
             endpoint,

@@ -132,7 +132,7 @@ impl Crane {
             v2 = tables.v2.len(),
             "finished loading metadata"
         );
-        let app = Arc::new(App::new(config.mode.clone(), config.endpoint.clone(), tables));
+        let app = Arc::new(App::new(&config.mode, config.endpoint.clone(), tables));
         Self { app, loader, config }
     }
 

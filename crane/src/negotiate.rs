@@ -94,9 +94,8 @@ pub(crate) fn legacy_path(headers: &HeaderMap, variants: Option<&Variants>, refe
     match variants.amd64.get(reference) {
         Some((digest, version)) if schema2 => format!("manifests/{version}/{digest}"),
         Some((digest, 1)) => format!("manifests/1/{digest}"),
-        Some(_) => format!("manifests/1/{reference}"),
         None if schema2 && variants.schema2.contains(reference) => format!("manifests/2/{reference}"),
-        None => format!("manifests/1/{reference}"),
+        Some(_) | None => format!("manifests/1/{reference}"),
     }
 }
 

@@ -127,21 +127,16 @@ impl Holdings {
                 let file = Path::new(folder).join(&name);
                 let path = dir.join(&file);
                 let content = path.canonicalize()?;
-                let known = by_content.get(&content).cloned();
-                let digest = match known {
-                    Some(digest) => digest,
-                    None => match read_manifest(&path, folder, name.parse().ok())? {
-                        Some(manifest) => {
-                            let digest = manifest.digest.clone();
-                            by_content.insert(content, digest.clone());
-                            manifests.entry(digest.clone()).or_insert(Held { manifest, file });
-                            digest
-                        }
-                        None => {
-                            tracing::warn!(file = %path.display(), "not the manifest that it should be, left out");
-                            continue;
-                        }
-                    },
+                let digest = if let Some(known) = by_content.get(&content) {
+                    Digest::clone(known)
+                } else if let Some(manifest) = read_manifest(&path, folder, name.parse().ok())? {
+                    let digest = manifest.digest.clone();
+                    by_content.insert(content, digest.clone());
+                    manifests.entry(digest.clone()).or_insert(Held { manifest, file });
+                    digest
+                } else {
+                    tracing::warn!(file = %path.display(), "not the manifest that it should be, left out");
+                    continue;
                 };
                 if let (Err(_), Some(held)) = (name.parse::<Digest>(), manifests.get(&digest)) {
                     let targets = tags.entry(name).or_default();

@@ -12,8 +12,27 @@ use crate::PublicationError;
 
 type Result<T> = std::result::Result<T, PublicationError>;
 
+/// Makes a directory and those above it, and makes them durable.
 pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(PublicationError::io("create the directory", path))
+    let made: Vec<&Path> = path
+        .ancestors()
+        .take_while(|p| !p.as_os_str().is_empty() && !p.exists())
+        .collect();
+    fs::create_dir_all(path).map_err(PublicationError::io("create the directory", path))?;
+    for parent in made.into_iter().rev().filter_map(Path::parent) {
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
+        sync_dir(parent)?;
+    }
+    Ok(())
+}
+
+/// Makes a directory in one that will be synced when all is in it.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir(path).map_err(PublicationError::io("create the directory", path))
 }
 
 /// Makes the entries of a directory durable.
@@ -89,4 +108,24 @@ pub(crate) fn link_target(dir: &Path, target: &Path) -> PathBuf {
     }
     let up = dir.components().skip(common).map(|_| Component::ParentDir);
     up.chain(target.components().skip(common)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_relative_where_the_paths_share_a_directory() {
+        for (dir, target, expected) in [
+            ("/a/published/master", "/a/content/x", "../../content/x"),
+            ("/a/b", "/a/b/x", "x"),
+            ("/srv/published", "/mnt/content/x", "/mnt/content/x"),
+        ] {
+            assert_eq!(
+                link_target(Path::new(dir), Path::new(target)),
+                Path::new(expected),
+                "{dir} {target}"
+            );
+        }
+    }
 }

@@ -26,6 +26,8 @@ mod stage;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tests;
 
 pub use closure::{
     BlobFile, ClosureError, Contents, ImageFiles, ListFile, ManifestFile, Missing, Publication,

@@ -50,9 +50,12 @@ impl Root {
             v2: private(Api::V2),
             repository: repository.clone(),
             id: *id,
-            attempt,
             root: root.clone(),
+            attempt,
         };
+        for api in Api::ALL {
+            disk::create_dir_all(&root.master(api, &repository))?;
+        }
         build_v1(&staged.v1, publication)?;
         build_v2(&staged.v2, publication, id)?;
         Ok(staged)
@@ -150,7 +153,7 @@ struct Folder {
 
 impl Folder {
     fn create(path: PathBuf) -> Result<Self> {
-        disk::create_dir_all(&path)?;
+        disk::create_dir(&path)?;
         Ok(Self { path })
     }
 
