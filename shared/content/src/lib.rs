@@ -24,7 +24,7 @@ use pulp_model::{Algorithm, Digest};
 use pulp_runtime::config::{Config, S3Config};
 
 pub use error::ContentError;
-pub use writer::{BlockingWriter, Writer};
+pub use writer::{BlockingWriter, StagedBlob, Writer};
 
 type Result<T, E = ContentError> = std::result::Result<T, E>;
 

@@ -229,12 +229,10 @@ fn read_exact_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
 pub(crate) struct LocalWriter {
     local: Arc<Local>,
     file: BufWriter<File>,
-    path: PathBuf,
+    temporary: Temporary,
     hasher: Hasher,
     algorithm: Algorithm,
     size: u64,
-    /// Whether `path` still is ours to remove.
-    pending: bool,
 }
 
 impl LocalWriter {
@@ -244,11 +242,10 @@ impl LocalWriter {
         Ok(Self {
             local,
             file: BufWriter::with_capacity(WRITE_BUFFER, file),
-            path,
+            temporary: Temporary { path, pending: true },
             hasher: algorithm.hasher(),
             algorithm,
             size: 0,
-            pending: true,
         })
     }
 
@@ -261,12 +258,21 @@ impl LocalWriter {
         self.size += bytes.len() as u64;
         self.file
             .write_all(bytes)
-            .map_err(|e| ContentError::file("write", &self.path, e))
+            .map_err(|e| ContentError::file("write", &self.temporary.path, e))
     }
 
     /// Keeps the file under the digest of what was written.
-    pub(crate) fn commit(mut self, expected: Option<&Digest>) -> Result<(Digest, u64)> {
-        let got = self.hasher.clone().finish();
+    pub(crate) fn commit(self, expected: Option<&Digest>) -> Result<(Digest, u64)> {
+        let size = self.size;
+        let sealed = self.seal(expected)?;
+        let digest = sealed.digest.clone();
+        sealed.keep()?;
+        Ok((digest, size))
+    }
+
+    /// Checks what was written and puts it on the disk, still under its temporary name.
+    pub(crate) fn seal(mut self, expected: Option<&Digest>) -> Result<SealedFile> {
+        let got = self.hasher.finish();
         if let Some(expected) = expected.filter(|e| **e != got) {
             return Err(ContentError::Mismatch {
                 expected: expected.clone(),
@@ -274,33 +280,64 @@ impl LocalWriter {
                 size: self.size,
             });
         }
-        let destination = self.local.path_of(&got);
-        if size_of(&destination)? == Some(self.size) {
-            // Somebody was here before us; it may be that their rename is not on the disk yet.
-            self.local
-                .sync_directory(destination.parent().unwrap_or(&self.local.root))?;
-            return Ok((got, self.size));
-        }
         self.file
             .flush()
-            .map_err(|e| ContentError::file("write", &self.path, e))?;
-        if self.local.fsync {
+            .map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
+        if self.local.fsync && size_of(&self.local.path_of(&got))? != Some(self.size) {
             self.file
                 .get_ref()
                 .sync_all()
-                .map_err(|e| ContentError::file("sync", &self.path, e))?;
+                .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
+        }
+        Ok(SealedFile {
+            local: self.local,
+            temporary: self.temporary,
+            digest: got,
+            size: self.size,
+        })
+    }
+}
+
+/// A file whose bytes are complete and checked; it holds no descriptor and no buffer.
+pub(crate) struct SealedFile {
+    local: Arc<Local>,
+    temporary: Temporary,
+    digest: Digest,
+    size: u64,
+}
+
+impl SealedFile {
+    pub(crate) const fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Gives it the name of its digest.
+    pub(crate) fn keep(mut self) -> Result<()> {
+        let destination = self.local.path_of(&self.digest);
+        if size_of(&destination)? == Some(self.size) {
+            // Somebody was here before us; it may be that their rename is not on the disk yet.
+            return self
+                .local
+                .sync_directory(destination.parent().unwrap_or(&self.local.root));
         }
         let directory = self.local.make_directory_of(&destination)?;
         // Two that commit the same digest at once rename the same bytes over each other: readers keep the file
         // that they opened. And a file of another size than its digest's bytes have is damaged, so it goes.
-        fs::rename(&self.path, &destination).map_err(|e| ContentError::file("keep", &destination, e))?;
-        self.pending = false;
-        self.local.sync_directory(&directory)?;
-        Ok((got, self.size))
+        fs::rename(&self.temporary.path, &destination)
+            .map_err(|e| ContentError::file("keep", &destination, e))?;
+        self.temporary.pending = false;
+        self.local.sync_directory(&directory)
     }
 }
 
-impl Drop for LocalWriter {
+/// A temporary file's name; the file goes with it.
+struct Temporary {
+    path: PathBuf,
+    /// Whether `path` still is ours to remove.
+    pending: bool,
+}
+
+impl Drop for Temporary {
     fn drop(&mut self) {
         if self.pending
             && let Err(error) = fs::remove_file(&self.path)

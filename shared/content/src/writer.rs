@@ -6,7 +6,11 @@ use bytes::Bytes;
 use pulp_model::{Algorithm, Digest};
 use tokio::task::JoinHandle;
 
-use crate::{ContentError, Result, local::LocalWriter, objects::ObjectWriter};
+use crate::{
+    ContentError, Result,
+    local::{LocalWriter, SealedFile},
+    objects::ObjectWriter,
+};
 
 /// Bytes gathered before they are handed to a thread that writes them.
 const BATCH: usize = 1024 * 1024;
@@ -15,7 +19,7 @@ const BATCH: usize = 1024 * 1024;
 pub struct Writer(Kind);
 
 enum Kind {
-    File(FileWriter),
+    File(Box<FileWriter>),
     Objects(Box<ObjectWriter>),
 }
 
@@ -37,12 +41,12 @@ enum State {
 impl Writer {
     pub(crate) fn over_file(file: LocalWriter) -> Self {
         let algorithm = file.algorithm();
-        Self(Kind::File(FileWriter {
+        Self(Kind::File(Box::new(FileWriter {
             state: State::Idle(file),
             algorithm,
             batch: Vec::new(),
             length: 0,
-        }))
+        })))
     }
 
     pub(crate) fn over_objects(writer: ObjectWriter) -> Self {
@@ -173,10 +177,51 @@ impl BlockingWriter {
         self.finish(None)
     }
 
+    /// Checks the bytes against `expected` and makes them durable, but shows them to nobody until
+    /// [`StagedBlob::keep`]: for what must appear together with a change in the database, or not at all.
+    pub fn stage(self, expected: &Digest) -> Result<StagedBlob> {
+        match self.0 {
+            BlockingKind::File(file) => {
+                same_algorithm(file.algorithm(), expected)?;
+                Ok(StagedBlob(Stage::File(file.seal(Some(expected))?)))
+            }
+            kind @ BlockingKind::Objects { .. } => {
+                Ok(StagedBlob(Stage::Objects(Self(kind), expected.clone())))
+            }
+        }
+    }
+
     fn finish(self, expected: Option<&Digest>) -> Result<(Digest, u64)> {
         match self.0 {
             BlockingKind::File(file) => file.commit(expected),
             BlockingKind::Objects { writer, runtime } => runtime.block_on(writer.commit(expected)),
+        }
+    }
+}
+
+/// A blob that is complete and not yet in the store. Dropped, it leaves nothing.
+pub struct StagedBlob(Stage);
+
+enum Stage {
+    File(SealedFile),
+    Objects(BlockingWriter, Digest),
+}
+
+impl StagedBlob {
+    /// What it hashes to.
+    pub const fn digest(&self) -> &Digest {
+        match &self.0 {
+            Stage::File(file) => file.digest(),
+            Stage::Objects(_, digest) => digest,
+        }
+    }
+
+    /// Puts it into the store: in a directory one rename; in an object store, which has none, the last part of
+    /// the upload. Blocks.
+    pub fn keep(self) -> Result<()> {
+        match self.0 {
+            Stage::File(file) => file.keep(),
+            Stage::Objects(writer, digest) => writer.commit(&digest).map(drop),
         }
     }
 }

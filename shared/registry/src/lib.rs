@@ -1,1 +1,20 @@
 //! Registry client: pulls by tag and digest, verifies every byte.
+//!
+//! Speaks the pull part of the OCI distribution specification and of Docker's registry protocol before it.
+//! Nothing that came over the wire is handed on as whole before its digest was checked.
+
+mod auth;
+mod blobs;
+mod client;
+mod error;
+mod manifests;
+mod pull;
+
+pub use auth::{Challenge, Credentials};
+pub use blobs::BlobReader;
+pub use client::{Client, ClientOptions};
+pub use error::RegistryError;
+pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference};
+pub use pull::{BlobRef, BlobSink, Discard, PullReport, PullVisitor, VisitError};
+
+type Result<T, E = RegistryError> = std::result::Result<T, E>;
