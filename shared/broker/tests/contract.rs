@@ -594,7 +594,7 @@ mod over_amqp {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_same_broker_goes_on_after_rabbitmq_was_killed_and_after_it_forgot_everything() {
+    async fn the_same_broker_goes_on_whatever_happens_to_rabbitmq() {
         let mut node = RabbitMq::start().unwrap();
         let broker = rabbitmq_at(&node.url(), "fault").await;
         let batch = grants(5);
@@ -640,6 +640,27 @@ mod over_amqp {
         publish(&*broker, &grants(1)).await;
         next(&mut consumer).await.ack().await.unwrap();
 
+        // An operator purges, deletes, and cuts connections under our feet.
+        let url = node.url();
+        drop(consumer);
+        publish(&*broker, &grants(2)).await;
+        depth_becomes(&*broker, IMPORT, 2).await;
+        node.purge_all_queues(&url).unwrap();
+        depth_becomes(&*broker, IMPORT, 0).await;
+        node.delete_all_queues(&url).unwrap();
+        assert_eq!(broker.publish(&grants(1)).await, Ok(vec![false]));
+        publish(&*broker, &grants(1)).await;
+        let mut consumer = broker.consume(IMPORT, 1).await.unwrap();
+        let held = next(&mut consumer).await;
+        node.close_all_connections().unwrap();
+        let over = in_time("the end of the consumer", consumer.next()).await;
+        assert!(!matches!(over, Ok(Some(_))), "{over:?}");
+        assert_eq!(held.ack().await, Err(BrokerError::Stale));
+        let mut consumer = in_time("a consumer", broker.consume(IMPORT, 10)).await.unwrap();
+        let again = next(&mut consumer).await;
+        assert!(again.redelivered());
+        again.ack().await.unwrap();
+
         node.wipe().unwrap();
         let mut consumer = in_time("a consumer", broker.consume(IMPORT, 10)).await.unwrap();
         publish(&*broker, &grants(1)).await;
@@ -658,6 +679,32 @@ mod over_amqp {
             "{refused:?}"
         );
         in_time("closing", broker.close()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_wrong_password_is_refused_and_not_told_on() {
+        let url = shared_rabbitmq()
+            .unwrap()
+            .url()
+            .replace("guest:guest", "guest:hunter2");
+        let broker = connect(&url, "wrong", options()).await.unwrap();
+        let error = in_time("an answer", broker.consume(IMPORT, 1))
+            .await
+            .err()
+            .unwrap();
+        assert!(matches!(error, BrokerError::Refused { .. }), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_virtual_host_is_a_world_of_its_own() {
+        let node = shared_rabbitmq().unwrap();
+        let prefix = unique_prefix("vhost");
+        let here = rabbitmq_at(&node.create_vhost("broker").unwrap(), &prefix).await;
+        let there = rabbitmq_at(&node.url(), &prefix).await;
+        publish(&*here, &grants(1)).await;
+        depth_becomes(&*here, IMPORT, 1).await;
+        assert_eq!(there.depth(IMPORT).await, Ok(0));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
