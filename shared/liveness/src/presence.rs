@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 /// Shows the process under `<prefix>@<host>` until `stop` fires; failures are tried again, never fatal.
 pub async fn show(
     store: Store,
-    role: &str,
-    prefix: &str,
-    host: &str,
+    role: &'static str,
+    prefix: &'static str,
+    host: String,
     ttl: Duration,
     stop: CancellationToken,
 ) {
