@@ -130,7 +130,9 @@ async fn answer(app: &App, call: &Call, path: &str) -> Response {
 }
 
 async fn by_group(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Response, FileGone> {
-    if let Some(rest) = path.strip_prefix("/v2/") {
+    if matches!(path, "/v2" | "/v1/users") {
+        Ok(redirect(&format!("{path}/")))
+    } else if let Some(rest) = path.strip_prefix("/v2/") {
         v2::answer(app, call, tables, rest).await
     } else if let Some(rest) = path.strip_prefix("/v1/") {
         v1::answer(app, call, tables, rest).await
@@ -139,11 +141,7 @@ async fn by_group(app: &App, call: &Call, tables: &Tables, path: &str) -> Result
     } else if let Some(rest) = path.strip_prefix("/crane/") {
         Ok(admin::answer(call, tables, rest))
     } else {
-        Ok(match path {
-            "/v2" => redirect("/v2/"),
-            "/v1/users" => redirect("/v1/users/"),
-            _ => not_found(),
-        })
+        Ok(not_found())
     }
 }
 

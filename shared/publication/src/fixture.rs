@@ -37,7 +37,7 @@ impl Site {
         }
     }
 
-    pub(crate) fn empty(&self) -> Contents {
+    pub(crate) fn empty() -> Contents {
         Contents {
             repository: "busybox".parse().unwrap(),
             registry_id: "pulpdemo/busybox".parse().unwrap(),
@@ -59,7 +59,7 @@ impl Site {
 
     /// One image with both faces, in a list; everything in it tells its `generation`.
     pub(crate) fn image(&self, generation: &str) -> Contents {
-        let mut contents = self.empty();
+        let mut contents = Self::empty();
         let layer = self.put(format!("layer {generation}").as_bytes());
         let config = self.put(json!({ "generation": generation }).to_string().as_bytes());
         let bytes = json!({

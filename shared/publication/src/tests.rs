@@ -154,7 +154,7 @@ fn an_index_of_a_later_format_is_refused_by_its_number() {
 #[test]
 fn an_empty_repository_is_published_without_a_dangling_link() {
     let site = Site::new();
-    site.publish(site.empty());
+    site.publish(Site::empty());
     let root = site.root.path();
     assert!(root.join("web/busybox").is_dir());
     assert_eq!(parsed(root.join("app/busybox.json"))["images"], json!([]));
