@@ -1,0 +1,134 @@
+//! One run of one task: from its claim to its terminal state, whatever happens.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use pulp_model::progress::StepState;
+use pulp_runtime::backoff::Backoff;
+use pulp_store::{ClaimedTask, FencedTx, StoreError, TaskLease, attempts::Outcome};
+
+use crate::{
+    Worker,
+    error::TaskError,
+    kinds::{self, Context},
+    progress::Report,
+    stop::{Stop, StopReason},
+};
+
+/// Runs a claimed task and sees to its end.
+pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask) {
+    let ClaimedTask { lease, kind } = claimed;
+    let (stop, _entered) = worker.running.enter(lease.task_id());
+    let context = Context {
+        worker: Arc::clone(&worker),
+        lease: lease.clone(),
+        report: Report::default(),
+        stop: stop.clone(),
+        started: pulp_model::Timestamp::now(),
+    };
+    tracing::info!(task = %lease.task_id(), attempt = %lease.attempt(), kind = kind.task_type(), "running");
+    let result = tokio::select! {
+        result = caught(kinds::run(&context, &kind)) => result,
+        () = overdue(&worker, &stop) => Err(TaskError::Stopped),
+        () = context.report.write_through(&worker.store, &lease) => Err(TaskError::Stopped),
+    };
+    match result {
+        Ok(()) => tracing::info!(task = %lease.task_id(), "ended well"),
+        Err(error) => end_badly(&context, &kind, error).await,
+    }
+    kinds::clean_up(&context, &kind).await;
+}
+
+/// Fires when a task that was told to stop has had its time.
+async fn overdue(worker: &Worker, stop: &Stop) {
+    stop.stopped().await;
+    if stop.reason() == Some(StopReason::Canceled) {
+        tokio::time::sleep(worker.settings.cancel_grace).await;
+    }
+}
+
+/// A panic of a task ends the task, not the worker.
+async fn caught(run: impl Future<Output = Result<(), TaskError>>) -> Result<(), TaskError> {
+    match std::panic::AssertUnwindSafe(run).catch_unwind().await {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+            Err(TaskError::Bug(
+                text.or_else(|| panic.downcast_ref::<String>().cloned())
+                    .unwrap_or_default(),
+            ))
+        }
+    }
+}
+
+/// Gives the task its terminal state, gives it back, or leaves it to whoever has it now.
+async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: TaskError) {
+    let lease = &context.lease;
+    if let TaskError::Store(StoreError::Fenced { now, .. }) = &error {
+        tracing::warn!(task = %lease.task_id(), now, "this attempt is over; nothing was committed");
+        return;
+    }
+    match context.stop.reason() {
+        Some(StopReason::LeaseLost) => {
+            tracing::warn!(task = %lease.task_id(), "left to another worker");
+        }
+        Some(StopReason::Draining) if context.stop.is_stopped() => {
+            persist(context, |worker, lease| async move {
+                worker.store.hand_back(&lease).await
+            })
+            .await;
+            tracing::info!(task = %lease.task_id(), "given back");
+        }
+        Some(StopReason::Canceled) => {
+            context.report.end_all(StepState::Cancelled, None);
+            tracing::info!(task = %lease.task_id(), "canceled");
+            end(context, kind, &Outcome::Canceled).await;
+        }
+        _ => {
+            let coded = error.coded();
+            tracing::warn!(task = %lease.task_id(), code = %coded.code, "failed: {}", coded.description);
+            if !matches!(error, TaskError::Rejected(_)) {
+                tracing::error!(task = %lease.task_id(), error = ?error, "not the request's fault");
+            }
+            context
+                .report
+                .end_all(StepState::Failed, Some(&coded.description));
+            end(context, kind, &Outcome::Failed(coded)).await;
+        }
+    }
+}
+
+async fn end(context: &Context, kind: &pulp_model::task::TaskKind, outcome: &Outcome) {
+    persist(context, |worker, lease| async move {
+        let mut tx: FencedTx = worker.store.begin_fenced(&lease).await?;
+        kinds::record_failure(context, kind, &mut tx, outcome).await?;
+        tx.finish(outcome, &context.report.to_json()).await
+    })
+    .await;
+}
+
+/// Tries until it is written, the attempt is over, or the lease is lost: a database that is down for a moment
+/// must not cost a task its end.
+async fn persist<F, R>(context: &Context, write: F)
+where
+    F: Fn(Arc<Worker>, TaskLease) -> R,
+    R: Future<Output = Result<(), StoreError>>,
+{
+    let mut backoff = Backoff::for_connections();
+    loop {
+        match write(Arc::clone(&context.worker), context.lease.clone()).await {
+            Ok(()) => return,
+            Err(StoreError::Fenced { now, .. }) => {
+                tracing::warn!(task = %context.lease.task_id(), now, "this attempt is over");
+                return;
+            }
+            Err(e) => {
+                tracing::warn!(task = %context.lease.task_id(), error = %e, "can't write the task's end")
+            }
+        }
+        if context.stop.reason() == Some(StopReason::LeaseLost) {
+            return;
+        }
+        backoff.sleep().await;
+    }
+}

@@ -1,0 +1,128 @@
+//! One class of tasks: take a grant when a slot is free, claim it, ack it, run it.
+
+use std::{sync::Arc, time::Duration};
+
+use pulp_broker::{BrokerError, Consumer, Delivery, Message, Queue};
+use pulp_model::task::TaskClass;
+use pulp_store::{ClaimOutcome, ClaimedTask};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{Worker, attempt};
+
+/// Serves the class until `end` fires.
+pub(crate) async fn serve(
+    worker: Arc<Worker>,
+    class: TaskClass,
+    slots: usize,
+    end: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let free = Arc::new(Semaphore::new(slots));
+    let mut grants = Grants {
+        class,
+        consumer: None,
+    };
+    loop {
+        let slot = tokio::select! {
+            slot = Arc::clone(&free).acquire_owned() => slot,
+            () = end.cancelled() => return,
+        };
+        let Ok(slot) = slot else { return };
+        let delivery = tokio::select! {
+            delivery = grants.next(&worker) => delivery,
+            () = end.cancelled() => return,
+        };
+        if free.available_permits() == 0 {
+            // Before the ack: otherwise the broker parks the next grant here, where nobody can run it.
+            grants.pause().await;
+        }
+        take(&worker, &delivery, slot, &tasks).await;
+    }
+}
+
+/// Claims a grant and starts its run. Whatever can't be claimed is acked and forgotten: the rows tell who has it.
+async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
+    let Message::Grant { task_id, attempt, .. } = *delivery.message() else {
+        tracing::warn!(
+            message = delivery.message().type_name(),
+            "not a grant; passed over"
+        );
+        settle(delivery).await;
+        return;
+    };
+    match worker.store.claim(task_id, attempt, &worker.incarnation).await {
+        Ok(ClaimOutcome::Claimed(claimed)) => {
+            settle(delivery).await;
+            start(worker, *claimed, slot, tasks);
+        }
+        Ok(ClaimOutcome::Refused) => {
+            tracing::debug!(task = %task_id, %attempt, "claimed by another, or over");
+            settle(delivery).await;
+        }
+        Ok(ClaimOutcome::Unreadable(why)) => {
+            tracing::warn!(task = %task_id, why, "this release can't run the task; it waits for one that can");
+            settle(delivery).await;
+        }
+        // Not acked: it goes to another worker, or is sent again.
+        Ok(ClaimOutcome::WorkerLost) => tracing::warn!(task = %task_id, "not claimed: the lease is lost"),
+        Err(e) => {
+            tracing::warn!(task = %task_id, error = %e, "can't claim");
+            // The grant is lost to us; the resource manager sends it again when no worker has claimed it.
+            settle(delivery).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
+
+fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
+    let worker = Arc::clone(worker);
+    tasks.spawn(async move {
+        attempt::run(worker, claimed).await;
+        drop(slot);
+    });
+}
+
+async fn settle(delivery: &Delivery) {
+    if let Err(e) = delivery.ack().await {
+        tracing::debug!(error = %e, "the message will come again and be refused");
+    }
+}
+
+/// The class's queue, consumed only while there is a free slot.
+struct Grants {
+    class: TaskClass,
+    consumer: Option<Box<dyn Consumer>>,
+}
+
+impl Grants {
+    /// The next grant. Dropping the future loses nothing.
+    async fn next(&mut self, worker: &Worker) -> Delivery {
+        loop {
+            if let Some(consumer) = &mut self.consumer {
+                match consumer.next().await {
+                    Ok(Some(delivery)) => return delivery,
+                    Ok(None) => {}
+                    Err(e) => tracing::warn!(class = self.class.as_str(), error = %e, "the session broke"),
+                }
+                self.consumer = None;
+            }
+            match worker.broker.consume(Queue::Class(self.class), 1).await {
+                Ok(consumer) => self.consumer = Some(consumer),
+                Err(BrokerError::Disconnected { .. }) => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(e) => {
+                    tracing::error!(class = self.class.as_str(), error = %e, "can't consume");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn pause(&mut self) {
+        if let Some(consumer) = &mut self.consumer
+            && let Err(e) = consumer.cancel().await
+        {
+            tracing::debug!(error = %e, "cancel");
+        }
+    }
+}

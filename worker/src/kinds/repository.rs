@@ -1,0 +1,103 @@
+//! A repository's content as a publication: units of its newest version with the files that hold them.
+
+use std::path::PathBuf;
+
+use pulp_model::{
+    Digest, RepositoryId,
+    config::DistributorSettings,
+    unit::{BlobUnit, Unit},
+};
+use pulp_publication::{BlobFile, Contents, ImageFiles, ListFile, ManifestFile};
+use pulp_store::repositories::Repository;
+
+use super::Context;
+use crate::error::TaskError;
+
+/// What is published of `repository` as it is now.
+pub(crate) async fn contents(
+    context: &Context,
+    repository: &Repository,
+    settings: &DistributorSettings,
+) -> Result<Contents, TaskError> {
+    let worker = &context.worker;
+    let units = worker
+        .store
+        .units_of_version(&repository.id, repository.version)
+        .await?;
+    let (v1_url, v2_url) = urls(&worker.settings.redirect_base, &repository.id, settings);
+    let mut contents = Contents {
+        repository: repository.id.clone(),
+        registry_id: settings.registry_id.clone(),
+        protected: settings.protected,
+        v1_url,
+        v2_url,
+        images: Vec::new(),
+        v1_tags: repository.v1_tags(),
+        blobs: Vec::new(),
+        manifests: Vec::new(),
+        lists: Vec::new(),
+        tags: Vec::new(),
+    };
+    for unit in units {
+        match unit {
+            Unit::Image(image) => contents.images.push(ImageFiles {
+                json: file(context, &image.json_digest).await?,
+                ancestry: file(context, &image.ancestry_digest).await?,
+                layer: file(context, &image.layer_digest).await?,
+                image_id: image.image_id,
+            }),
+            Unit::Blob(BlobUnit { digest, size }) => {
+                contents.blobs.push(BlobFile {
+                    path: file(context, &digest).await?,
+                    digest,
+                    size,
+                });
+            }
+            Unit::Manifest(unit) => {
+                contents.manifests.push(ManifestFile {
+                    path: file(context, &unit.digest).await?,
+                    unit,
+                });
+            }
+            Unit::ManifestList(unit) => {
+                contents.lists.push(ListFile {
+                    path: file(context, &unit.digest).await?,
+                    unit,
+                });
+            }
+            Unit::Tag(tag) => contents.tags.push(tag),
+        }
+    }
+    Ok(contents)
+}
+
+/// The file of a blob. Published trees are links to files, so content in an object store is brought beside them first.
+async fn file(context: &Context, digest: &Digest) -> Result<PathBuf, TaskError> {
+    if let Some(path) = context.worker.content.local_path(digest) {
+        return Ok(path);
+    }
+    let place = context.worker.published.path().join("content");
+    let local = pulp_content::ContentStore::open_directory(&place, &pulp_content::ContentOptions::default())?;
+    if local.size(digest).await?.is_none() {
+        let mut reader = context.worker.content.read(digest, None).await?;
+        let mut writer = local
+            .writer_with(&context.attempt_name(), digest.algorithm())
+            .await?;
+        while let Some(chunk) = futures::StreamExt::next(&mut reader.stream).await {
+            writer.write(chunk?).await?;
+        }
+        writer.commit(digest).await?;
+    }
+    local
+        .local_path(digest)
+        .ok_or_else(|| TaskError::Bug("a directory has no path".to_owned()))
+}
+
+/// Base urls of the v1 and v2 files. A configured one serves both.
+fn urls(base: &str, repo: &RepositoryId, settings: &DistributorSettings) -> (String, String) {
+    if let Some(url) = &settings.redirect_url {
+        return (url.to_string(), url.to_string());
+    }
+    let base = base.trim_end_matches('/');
+    (format!("{base}/v1/{repo}/"), format!("{base}/v2/{repo}/"))
+}

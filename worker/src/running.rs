@@ -1,0 +1,62 @@
+//! The tasks that run here, each with its stop signal.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use pulp_model::TaskId;
+
+use crate::stop::{Stop, StopReason};
+
+/// Shared list of running tasks.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Running(Arc<Mutex<HashMap<TaskId, Stop>>>);
+
+impl Running {
+    /// Lists a task until the guard is dropped.
+    pub(crate) fn enter(&self, id: TaskId) -> (Stop, Entered) {
+        let stop = Stop::default();
+        self.lock().insert(id, stop.clone());
+        (
+            stop,
+            Entered {
+                list: self.clone(),
+                id,
+            },
+        )
+    }
+
+    pub(crate) fn stop(&self, id: TaskId, reason: StopReason) {
+        if let Some(stop) = self.lock().get(&id) {
+            stop.stop(reason);
+        }
+    }
+
+    pub(crate) fn stop_all(&self, reason: StopReason) {
+        for stop in self.lock().values() {
+            stop.stop(reason);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Stop>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the task off the list when dropped.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    list: Running,
+    id: TaskId,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.list.lock().remove(&self.id);
+    }
+}
