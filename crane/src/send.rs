@@ -60,8 +60,10 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
         (Some(file), size)
     };
     let wanted = match (call.header(header::RANGE), call.header(header::IF_RANGE)) {
-        (Some(range), None) => byte_range(range, size),
-        (Some(range), Some(held)) if held == etag => byte_range(range, size),
+        // Ranges are defined for GET alone (RFC 9110, 14.2).
+        (Some(range), held) if call.method == Method::GET && held.is_none_or(|held| held == etag) => {
+            byte_range(range, size)
+        }
         _ => Wanted::All,
     };
     let mut response = Response::new(Body::empty());

@@ -188,7 +188,7 @@ pub(crate) fn unavailable() -> Response {
 }
 
 /// On every answer, errors and redirects too, which the original left without.
-fn with_version(mut response: Response) -> Response {
+pub(crate) fn with_version(mut response: Response) -> Response {
     let version = HeaderName::from_static("docker-distribution-api-version");
     response
         .headers_mut()

@@ -32,7 +32,7 @@ pub(crate) async fn follow(
         let begun = Instant::now();
         let scan = tokio::task::spawn_blocking(move || {
             if let Some(watcher) = &mut watcher {
-                watch(watcher, &loader.watched());
+                watch(watcher, || loader.watched());
             }
             let tables = loader.load();
             (watcher, loader, tables)
@@ -72,12 +72,20 @@ fn watcher(changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
     }
 }
 
-/// Watches what isn't watched yet. Directories come and go, so this is done at each scan; watching one twice is one
-/// watch. What can't be watched is polled.
-fn watch(watcher: &mut notify::RecommendedWatcher, dirs: &BTreeSet<PathBuf>) {
-    for dir in dirs {
-        if let Err(error) = watcher.watch(dir, RecursiveMode::NonRecursive) {
-            tracing::debug!(dir = %dir.display(), %error, "not watched");
+/// Watches what isn't watched yet. Directories come and go, so this is done at each scan, and until what is to be
+/// watched stays the same while it is done; watching one twice is one watch. What can't be watched is polled.
+fn watch(watcher: &mut notify::RecommendedWatcher, wanted: impl Fn() -> BTreeSet<PathBuf>) {
+    let mut dirs = wanted();
+    for _ in 0..10 {
+        for dir in &dirs {
+            if let Err(error) = watcher.watch(dir, RecursiveMode::NonRecursive) {
+                tracing::debug!(dir = %dir.display(), %error, "not watched");
+            }
         }
+        let now = wanted();
+        if now == dirs {
+            return;
+        }
+        dirs = now;
     }
 }

@@ -117,6 +117,8 @@ async fn until<F: Future<Output = bool>>(so: impl Fn() -> F) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_published_and_removed_is_noticed_at_once() {
     let site = Site::new();
+    // The very first publication makes the directories.
+    std::fs::remove_dir_all(site.root.path()).unwrap();
     let crane = start(site.config(Mode::SERVE)).await;
     let status = |path: &'static str| async { crane.get(path, "").await.status };
     assert_eq!(status("/v2/busybox/tags/list").await, 404);

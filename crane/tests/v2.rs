@@ -133,17 +133,17 @@ async fn a_blob_is_sent_whole_and_in_ranges() {
     let head = client.ask(Method::HEAD, &uri, &[]).await;
     assert_eq!((head.headers, head.body.len()), (whole.headers.clone(), 0));
 
-    let size = bytes.len();
+    let length = bytes.len();
     for (range, part) in [
         ("bytes=0-0", 0..1),
         ("bytes=262143-262144", 262_143..262_145),
-        ("bytes=5-", 5..size),
-        ("bytes=-7", size - 7..size),
+        ("bytes=5-", 5..length),
+        ("bytes=-7", length - 7..length),
     ] {
         let reply = client.ask(Method::GET, &uri, &[("range", range)]).await;
         assert_eq!(reply.status, 206, "{range}");
         assert!(reply.body == bytes[part.clone()], "{range}");
-        let content_range = format!("bytes {}-{}/{size}", part.start, part.end - 1);
+        let content_range = format!("bytes {}-{}/{length}", part.start, part.end - 1);
         assert_eq!(reply.header("content-range"), Some(content_range.as_str()));
         assert_eq!(
             reply.header("content-length"),
@@ -151,12 +151,12 @@ async fn a_blob_is_sent_whole_and_in_ranges() {
         );
     }
     let beyond = client
-        .ask(Method::GET, &uri, &[("range", &format!("bytes={size}-"))])
+        .ask(Method::GET, &uri, &[("range", &format!("bytes={length}-"))])
         .await;
     assert_eq!(beyond.status, 416);
     assert_eq!(
         beyond.header("content-range"),
-        Some(format!("bytes */{size}").as_str())
+        Some(format!("bytes */{length}").as_str())
     );
     let stale = client
         .ask(
@@ -165,7 +165,7 @@ async fn a_blob_is_sent_whole_and_in_ranges() {
             &[("range", "bytes=0-0"), ("if-range", "\"other\"")],
         )
         .await;
-    assert_eq!((stale.status.as_u16(), stale.body.len()), (200, size));
+    assert_eq!((stale.status.as_u16(), stale.body.len()), (200, length));
 }
 
 #[tokio::test]
@@ -298,7 +298,7 @@ async fn referrers_are_what_has_the_digest_as_subject() {
         (reply.status.as_u16(), reply.header("content-type")),
         (200, Some(OCI_INDEX))
     );
-    let size = image
+    let bytes = image
         .contents
         .manifests
         .iter()
@@ -309,7 +309,7 @@ async fn referrers_are_what_has_the_digest_as_subject() {
     assert_eq!(
         reply.json(),
         json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{
-            "mediaType": OCI_IMAGE, "digest": image.sbom, "size": size,
+            "mediaType": OCI_IMAGE, "digest": image.sbom, "size": bytes,
             "artifactType": "application/spdx+json", "annotations": { "about": "a" },
         }]})
     );
@@ -436,4 +436,41 @@ async fn redirects_lead_to_files_that_this_same_server_has() {
             .status,
         404
     );
+}
+
+#[tokio::test]
+async fn a_request_that_meets_a_removed_publication_is_answered_from_the_next() {
+    let site = Site::new();
+    site.publish(&site.image("busybox", "busybox", "a").contents);
+    let mut crane = Crane::open(site.config(Mode::SERVE));
+    let client = Client(crane.router());
+    let next = site.image("busybox", "busybox", "b");
+    site.publish(&next.contents);
+    site.root
+        .prune(&next.contents.repository, 0, std::time::Duration::ZERO)
+        .unwrap();
+    let reload = tokio::task::spawn_blocking(move || crane.reload());
+    let (reply, reloaded) = tokio::join!(client.get("/v2/busybox/manifests/latest"), reload);
+    reloaded.unwrap();
+    assert_eq!(reply.status, 200);
+    assert!(next.manifest.matches(&reply.body));
+}
+
+#[tokio::test]
+async fn content_that_is_damaged_is_not_sent_as_if_it_were_whole() {
+    let site = Site::new();
+    let image = site.image("busybox", "busybox", "a");
+    site.publish(&image.contents);
+    let client = site.client();
+    std::fs::write(&image.contents.blobs[0].path, "short").unwrap();
+    std::fs::remove_file(&image.contents.manifests[0].path).unwrap();
+    for path in [format!("blobs/{}", image.layer), "manifests/latest".into()] {
+        let reply = client.get(&format!("/v2/busybox/{path}")).await;
+        assert_eq!(reply.error(), (503, "UNAVAILABLE".to_owned()));
+        assert!(reply.header("retry-after").is_some());
+        assert_eq!(
+            reply.header("docker-distribution-api-version"),
+            Some("registry/2.0")
+        );
+    }
 }

@@ -81,13 +81,18 @@ impl Loader {
         }
     }
 
-    /// Directories to watch for changes: those that hold redirect files, not the whole tree of content.
+    /// Directories to watch for changes: those that hold redirect files or will, not the whole tree of content.
+    /// Where one is not there yet, the nearest above it that is.
     pub(crate) fn watched(&self) -> BTreeSet<PathBuf> {
+        let app_dirs = Root::new(&self.data_dir).app_dirs();
         if scan::is_publication_root(&self.data_dir) {
-            return Root::new(&self.data_dir).app_dirs().into();
+            return app_dirs.into();
         }
-        let holding = self.entries.keys().filter_map(|p| p.parent()).map(Path::to_owned);
-        holding.chain([self.data_dir.clone()]).collect()
+        let expected = app_dirs
+            .iter()
+            .filter_map(|dir| dir.ancestors().find(|dir| dir.is_dir()));
+        let holding = self.entries.keys().filter_map(|path| path.parent());
+        expected.chain(holding).map(Path::to_owned).collect()
     }
 
     /// Looks the directory through. New tables if something changed. If the directory can't be looked through,
@@ -354,4 +359,83 @@ fn decisive(resolved: &Path, content_v1: Option<&Path>, content_v2: Option<&Path
         .flatten()
         .map(|c| c.join(repository));
     std::iter::once(dir.join(INDEX_FILE)).chain(configured).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    fn loader(dir: &Path) -> Loader {
+        Loader::new(&CraneConfig {
+            data_dir: dir.to_owned(),
+            mode: Mode::Redirect,
+            ..CraneConfig::default()
+        })
+    }
+
+    fn redirect(id: &str) -> String {
+        format!(r#"{{"version":2,"repository":"r","repo-registry-id":"{id}","url":"http://x/"}}"#)
+    }
+
+    #[test]
+    fn a_bad_file_is_told_in_one_line_with_its_name_and_the_reason() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let bad = dir.path().join("bad.json");
+        fs::write(&bad, r#"{"version":2,"repository":"r","repo-registry-id":"x"}"#).unwrap();
+        let mut loader = loader(dir.path());
+        assert!(loader.load().is_some());
+        let line = format!("skipping {}: key \"url\" is missing", bad.display());
+        assert_eq!(loader.said, HashSet::from([line.clone()]));
+        // Not changed: nothing new to tell, nothing to load.
+        assert!(loader.load().is_none());
+        assert_eq!(loader.said, HashSet::from([line]));
+        fs::write(&bad, redirect("x")).unwrap();
+        assert!(loader.load().is_some());
+        assert!(loader.said.is_empty());
+    }
+
+    #[test]
+    fn only_what_changed_is_read_again() {
+        let dir = tempfile::TempDir::new().unwrap();
+        for id in ["a", "b"] {
+            fs::write(dir.path().join(format!("{id}.json")), redirect(id)).unwrap();
+        }
+        let mut loader = loader(dir.path());
+        let before = loader.load().unwrap();
+        fs::write(dir.path().join("b.json"), redirect("c")).unwrap();
+        let after = loader.load().unwrap();
+        assert!(Arc::ptr_eq(&before.v2["a"], &after.v2["a"]));
+        assert!(after.v2.contains_key("c") && !after.v2.contains_key("b"));
+    }
+
+    #[test]
+    fn two_files_for_one_id_are_told() {
+        let dir = tempfile::TempDir::new().unwrap();
+        for name in ["a.json", "b.json"] {
+            fs::write(dir.path().join(name), redirect("same")).unwrap();
+        }
+        let mut loader = loader(dir.path());
+        assert_eq!(loader.load().unwrap().v2.len(), 1);
+        let said: Vec<&String> = loader.said.iter().collect();
+        assert!(
+            matches!(said.as_slice(), [line] if line.starts_with("two redirect files for same: ")),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_watched_for_from_above() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let published = dir.path().join("published").join("docker");
+        let loader = loader(&published);
+        assert_eq!(loader.watched(), [dir.path().to_owned()].into());
+        fs::create_dir_all(published.join("v2")).unwrap();
+        assert_eq!(loader.watched(), [published.clone(), published.join("v2")].into());
+        Root::new(&published).prepare().unwrap();
+        assert_eq!(
+            loader.watched(),
+            [published.join("app"), published.join("v2/app")].into()
+        );
+    }
 }

@@ -1,5 +1,11 @@
 //! Publications for the tests, made the way the worker makes them, and a client that talks to the router.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::struct_field_names,
+    dead_code,
+    unreachable_pub
+)]
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -81,7 +87,7 @@ impl Site {
     /// Tags `latest` (schema 2), `multi` (a list with schema 2 for amd64), `oci` (an OCI image, to which an SBOM is
     /// attached), `tags` (the list again) and `only-<generation>`. The layer has two and a half pieces.
     pub fn image(&self, repository: &str, registry_id: &str, generation: &str) -> Image {
-        let mut contents = self.empty(repository, registry_id);
+        let mut contents = Self::empty(repository, registry_id);
         let layer_bytes: Vec<u8> = generation.bytes().cycle().take(640 * 1024 + 7).collect();
         let layer = self.put(&layer_bytes);
         let config = self.put(json!({ "generation": generation }).to_string().as_bytes());
@@ -167,7 +173,7 @@ impl Site {
         }
     }
 
-    pub fn empty(&self, repository: &str, registry_id: &str) -> Contents {
+    pub fn empty(repository: &str, registry_id: &str) -> Contents {
         Contents {
             repository: repository.parse().unwrap(),
             registry_id: registry_id.parse().unwrap(),
