@@ -27,6 +27,8 @@ codes! {
     GENERAL = "PLP0000";
     /// Something named doesn't exist; data `resources`.
     NOT_FOUND = "PLP0009";
+    /// An operation of Pulp 2 that is not there; data `operation_name`.
+    NOT_IMPLEMENTED = "PLP0014";
     /// Values that are not valid; data `property_names`.
     INVALID_VALUE = "PLP0015";
     /// Values that are required and absent; data `property_names`.
@@ -51,10 +53,16 @@ codes! {
     WORKER_LOST = "PLP0049";
     /// Umbrella over validation errors.
     VALIDATION = "PLP1000";
+    /// No importer of this type; data `importer_type_id`.
+    UNKNOWN_IMPORTER_TYPE = "PLP1008";
     /// A body that is not JSON.
     BAD_JSON = "PLP1009";
     /// A value of another type than expected; data `value`, `field`, `field_type`.
     WRONG_TYPE = "PLP1010";
+    /// A state of which tasks can't be purged; data `state`.
+    PURGE_STATE = "PLP1011";
+    /// A purge that names no state.
+    PURGE_WITHOUT_STATE = "PLP1012";
     /// A JSON document of another type than expected; data `data_type`.
     WRONG_JSON_TYPE = "PLP1015";
     /// The effect of the task was refused because another attempt owns the task now.
@@ -65,6 +73,8 @@ codes! {
     CHUNK_BEYOND_END = "PLP2003";
     /// No upload of this id; data `upload_id`.
     UNKNOWN_UPLOAD = "PLP2004";
+    /// A request's body is larger than allowed; data `limit`, in bytes.
+    BODY_TOO_LARGE = "PLP2005";
 
     /// The redirect url has no scheme; data `field`, `url`.
     REDIRECT_URL_SCHEME = "DKR1001";
@@ -82,10 +92,16 @@ codes! {
     MANIFEST_NOT_IN_REPOSITORY = "DKR1010";
     /// A file of the upload is not valid JSON; data `file`.
     UPLOAD_BAD_JSON = "DKR1011";
+    /// A manifest list's media type is none of a list; data `media_type`.
+    LIST_MEDIA_TYPE = "DKR1012";
     /// A manifest list refers to manifests that the repository lacks; data `digests`.
     LIST_MEMBERS_MISSING = "DKR1013";
+    /// A manifest list's member has a media type that is none of a manifest; data `media_type`.
+    LIST_MEMBER_MEDIA_TYPE = "DKR1014";
     /// A file of the upload lacks a field; data `field`, `file`.
     UPLOAD_FIELD_MISSING = "DKR1015";
+    /// A manifest list's member lacks a field; data `field`.
+    LIST_MEMBER_FIELD_MISSING = "DKR1016";
     /// Bytes that don't match their digest; data `expected`, `got`, `file`.
     DIGEST_MISMATCH = "DKR1017";
     /// A layer is missing from the tar; data `layer`.
