@@ -123,7 +123,7 @@ where
                 return;
             }
             Err(e) => {
-                tracing::warn!(task = %context.lease.task_id(), error = %e, "can't write the task's end")
+                tracing::warn!(task = %context.lease.task_id(), error = %e, "can't write the task's end");
             }
         }
         if context.stop.reason() == Some(StopReason::LeaseLost) {

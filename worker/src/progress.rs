@@ -78,7 +78,7 @@ impl Report {
     pub(crate) fn summary_and_details(&self) -> (Value, Value) {
         let steps = self.lock();
         let summary: serde_json::Map<_, _> = steps
-            .steps
+            .list
             .iter()
             .map(|s| (s.step_type.clone(), json!(s.state)))
             .collect();

@@ -9,7 +9,8 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{assembled, placeholders},
+    engine::{assembled, placeholders, rows_of},
+    outbox::Message,
     row,
 };
 
@@ -150,8 +151,8 @@ impl Tx {
         let now = self.now().await?;
         let tags = kind.tags();
         let insert = "INSERT INTO tasks (task_id, kind, task_type, schema_version, class, state, tags, parent_id, restartable, \
-                      attempt, created, progress_report, spawned_tasks) \
-                      VALUES ($1, $2, $3, $4, $5, 'waiting', $6, $7, $8, 0, $9, '{}', '[]')";
+                      attempt, lost, created, progress_report, spawned_tasks) \
+                      VALUES ($1, $2, $3, $4, $5, 'waiting', $6, $7, $8, 0, 0, $9, '{}', '[]')";
         sqlx::query(insert)
             .bind(id.to_string())
             .bind(row::to_json(kind))
@@ -164,23 +165,33 @@ impl Tx {
             .bind(now.micros())
             .execute(self.on())
             .await?;
-        let tag_rows = pairs("INSERT INTO task_tags (tag, task_id) VALUES", tags.len(), 1, 1);
-        let mut query = sqlx::query(assembled(tag_rows));
-        query = query.bind(id.to_string());
-        for tag in &tags {
-            query = query.bind(tag);
+        let insert = format!(
+            "INSERT INTO task_tags (task_id, tag) VALUES {} ON CONFLICT (tag, task_id) DO NOTHING",
+            rows_of(2, tags.len())
+        );
+        if !tags.is_empty() {
+            let mut query = sqlx::query(assembled(insert));
+            for tag in &tags {
+                query = query.bind(id.to_string()).bind(tag);
+            }
+            query.execute(self.on()).await?;
         }
-        query.execute(self.on()).await?;
-        for claim in kind.claims() {
-            let resource = "INSERT INTO task_resources (task_id, resource, exclusive) VALUES ($1, $2, $3)";
-            sqlx::query(resource)
-                .bind(id.to_string())
-                .bind(claim.resource.as_str())
-                .bind(i64::from(claim.mode == LockMode::Exclusive))
-                .execute(self.on())
-                .await?;
+        let claims = kind.claims();
+        let insert = format!(
+            "INSERT INTO task_resources (task_id, resource, exclusive) VALUES {}",
+            rows_of(3, claims.len())
+        );
+        if !claims.is_empty() {
+            let mut query = sqlx::query(assembled(insert));
+            for claim in &claims {
+                query = query
+                    .bind(id.to_string())
+                    .bind(claim.resource.as_str())
+                    .bind(i64::from(claim.mode == LockMode::Exclusive));
+            }
+            query.execute(self.on()).await?;
         }
-        self.tell_submitted(id).await?;
+        self.tell(now, &[Message::submitted(id)]).await?;
         Ok(id)
     }
 
@@ -215,7 +226,7 @@ impl Tx {
                     .execute(self.on())
                     .await?;
                 self.release_reservations(id).await?;
-                self.tell_ended(id).await?;
+                self.tell(now, &[Message::ended(id)]).await?;
                 Ok(CancelOutcome::Canceled)
             }
         }
@@ -238,6 +249,16 @@ impl Tx {
         Ok(query.execute(self.on()).await?.rows_affected())
     }
 
+    /// Deletes tasks that ended before `before`, at most `limit`; answers how many. What has not ended is never
+    /// touched, however old it is.
+    pub async fn purge_ended_before(&mut self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        let sql = "DELETE FROM tasks WHERE task_id IN (SELECT task_id FROM tasks WHERE finished < $1 \
+                   AND state IN ('finished', 'error', 'canceled', 'skipped') ORDER BY finished LIMIT $2)";
+        let done =
+            sqlx::query(sql).bind(before.micros()).bind(i64::from(limit)).execute(self.on()).await?;
+        Ok(done.rows_affected())
+    }
+
     pub(crate) async fn release_reservations(&mut self, id: TaskId) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM reservations WHERE task_id = $1")
             .bind(id.to_string())
@@ -250,14 +271,6 @@ impl Tx {
 pub(crate) fn state(found: &AnyRow) -> Result<TaskState, StoreError> {
     let text: String = found.try_get("state")?;
     TaskState::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.state", format!("unknown state {text}")))
-}
-
-/// `<head> ($2, $1), ($3, $1), …`: `count` rows that share the value bound first.
-fn pairs(head: &str, count: usize, shared: usize, bound_before: usize) -> String {
-    let rows: Vec<_> = (0..count)
-        .map(|n| format!("(${}, ${shared})", n + bound_before + 1))
-        .collect();
-    format!("{head} {}", rows.join(", "))
 }
 
 fn read(found: &AnyRow) -> Result<Task, StoreError> {

@@ -167,6 +167,8 @@ pub struct ServerConfig {
     /// Base url of the published files, written into redirect files of distributors that set no
     /// `redirect-url`. None means [`Config::redirect_base`]'s default.
     pub redirect_base: Option<Url>,
+    /// Folder of the plugins' own defaults, `<type>.json` each; it need not exist.
+    pub plugins_dir: PathBuf,
 }
 
 impl Default for ServerConfig {
@@ -176,6 +178,7 @@ impl Default for ServerConfig {
             api_listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             crane_listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
             redirect_base: None,
+            plugins_dir: PathBuf::from("/etc/pulp/server/plugins.conf.d"),
         }
     }
 }
