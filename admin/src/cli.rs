@@ -1,0 +1,607 @@
+//! The command tree and its options, named as in Pulp's client.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use pulp_model::{Digest, DistributorId, RepositoryId, TagName, task::TaskState};
+use serde_json::Value;
+
+use crate::{
+    commands::WEB_DISTRIBUTOR,
+    criteria::{CriteriaArgs, Pair, UnitCriteriaArgs, instant, pair},
+};
+
+/// Manages the repositories of a Pulp server.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pulp-admin",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Options that may stand before or behind the command's words.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// the server, like https://pulp.example.com or http://localhost:8080 [env: PULP_SERVER]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// login; a password not given is asked for [env: PULP_USERNAME]
+    #[arg(short, long, global = true, value_name = "USER")]
+    pub(crate) username: Option<String>,
+    /// password [env: PULP_PASSWORD]
+    #[arg(short, long, global = true, value_name = "PASS")]
+    pub(crate) password: Option<String>,
+    /// a further configuration file, which wins over the others
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// log failed requests to stderr; twice: every request and answer
+    #[arg(short, action = ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// print one JSON document for programs instead of text for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// print the tree of commands
+    #[arg(long)]
+    pub(crate) map: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// log in and keep a session, so that further commands need no password
+    Login,
+    /// end the session kept by login
+    Logout,
+    /// display the server's state
+    Status,
+    /// manage docker images
+    #[command(subcommand)]
+    Docker(Docker),
+    /// list repositories of every type and their history
+    #[command(subcommand)]
+    Repo(Repo),
+    /// list, inspect and cancel tasks
+    #[command(subcommand)]
+    Tasks(Tasks),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Docker {
+    /// repository lifecycle commands
+    #[command(subcommand)]
+    Repo(DockerRepo),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DockerRepo {
+    /// create a repository
+    Create(CreateArgs),
+    /// change a repository's settings; an empty value unsets a setting
+    Update(UpdateArgs),
+    /// delete a repository
+    Delete(DeleteArgs),
+    /// list the docker repositories
+    List(ListArgs),
+    /// point a tag to a manifest or a manifest list
+    Tag(TagArgs),
+    /// list a repository's images (the name of "search image" before 2.0)
+    Images(SearchArgs),
+    /// content search commands
+    #[command(subcommand)]
+    Search(Search),
+    /// upload docker images into a repository
+    #[command(subcommand)]
+    Uploads(Uploads),
+    /// publish a docker repository
+    #[command(subcommand)]
+    Publish(Publish),
+    /// export a docker repository
+    #[command(subcommand)]
+    Export(Export),
+}
+
+/// Settings of a repository that `create` and `update` share. A null stands for an empty value: unset.
+#[derive(Debug, Args)]
+pub(crate) struct Settings {
+    /// name for people
+    #[arg(long, value_name = "NAME")]
+    pub(crate) display_name: Option<String>,
+    /// what the repository is for
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// a note KEY=VALUE; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    pub(crate) note: Vec<Pair>,
+
+    /// publish after each change [default when created: true]
+    #[arg(long, value_name = "true|false", value_parser = boolean, help_heading = "Publishing")]
+    pub(crate) auto_publish: Option<bool>,
+    /// base url of the published files; the server's own if not given
+    #[arg(long, value_name = "URL", value_parser = text, help_heading = "Publishing")]
+    pub(crate) redirect_url: Option<Value>,
+    /// whether Crane asks clients for an entitlement
+    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Publishing")]
+    pub(crate) protected: Option<Value>,
+    /// the name by which clients pull, for example pulpdemo/busybox
+    #[arg(long, value_name = "NAME", value_parser = text, help_heading = "Publishing")]
+    pub(crate) repo_registry_id: Option<Value>,
+
+    /// url of the upstream registry
+    #[arg(long, value_name = "URL", value_parser = text, help_heading = "Synchronization")]
+    pub(crate) feed: Option<Value>,
+    /// check what was downloaded
+    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    pub(crate) validate: Option<Value>,
+    /// the repository's name upstream
+    #[arg(long, value_name = "NAME", value_parser = text, help_heading = "Synchronization")]
+    pub(crate) upstream_name: Option<Value>,
+    /// sync from the registry API v1
+    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    pub(crate) enable_v1: Option<Value>,
+    /// sync from the registry API v2
+    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    pub(crate) enable_v2: Option<Value>,
+    /// sync only these tags, separated by commas; "None" or an empty value means all
+    #[arg(long, value_name = "A,B", value_parser = tag_list, help_heading = "Synchronization")]
+    pub(crate) tags: Option<Value>,
+
+    /// PEM file of the CA that signed the feed's certificate
+    #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
+    pub(crate) feed_ca_cert: Option<PathBuf>,
+    /// check the feed's certificate
+    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Feed SSL")]
+    pub(crate) verify_feed_ssl: Option<Value>,
+    /// PEM file of the client certificate for the feed
+    #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
+    pub(crate) feed_cert: Option<PathBuf>,
+    /// PEM file of the client certificate's key
+    #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
+    pub(crate) feed_key: Option<PathBuf>,
+
+    /// host of the proxy to the feed
+    #[arg(long, value_name = "HOST", value_parser = text, help_heading = "Feed proxy")]
+    pub(crate) proxy_host: Option<Value>,
+    /// port of the proxy
+    #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Feed proxy")]
+    pub(crate) proxy_port: Option<Value>,
+    /// login at the proxy
+    #[arg(long, value_name = "USER", value_parser = text, help_heading = "Feed proxy")]
+    pub(crate) proxy_user: Option<Value>,
+    /// password at the proxy
+    #[arg(long, value_name = "PASS", value_parser = text, help_heading = "Feed proxy")]
+    pub(crate) proxy_pass: Option<Value>,
+
+    /// login at the feed
+    #[arg(long, value_name = "USER", value_parser = text, help_heading = "Basic authentication")]
+    pub(crate) basicauth_user: Option<Value>,
+    /// password at the feed
+    #[arg(long, value_name = "PASS", value_parser = text, help_heading = "Basic authentication")]
+    pub(crate) basicauth_pass: Option<Value>,
+
+    /// downloads at once
+    #[arg(long, value_name = "NUMBER", value_parser = positive, help_heading = "Throttling")]
+    pub(crate) max_downloads: Option<Value>,
+    /// bytes a second of one download
+    #[arg(long, value_name = "NUMBER", value_parser = positive, help_heading = "Throttling")]
+    pub(crate) max_speed: Option<Value>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    #[command(flatten)]
+    pub(crate) settings: Box<Settings>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// return as soon as the changes are queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+    /// point a v1 tag to an image, by 6 digits of its id or more; may be repeated
+    #[arg(long, value_name = "NAME:IMAGE", value_parser = v1_tag, help_heading = "Tags (v1)")]
+    pub(crate) tag: Vec<(String, String)>,
+    /// remove a v1 tag; may be repeated
+    #[arg(long, value_name = "NAME", help_heading = "Tags (v1)")]
+    pub(crate) remove_tag: Vec<String>,
+    #[command(flatten)]
+    pub(crate) settings: Box<Settings>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// return as soon as the deletion is queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// only this repository
+    #[arg(long)]
+    pub(crate) repo_id: Option<RepositoryId>,
+    /// ids and names only
+    #[arg(short, long)]
+    pub(crate) summary: bool,
+    /// importers, distributors and notes as well
+    #[arg(long)]
+    pub(crate) details: bool,
+    /// only these fields, separated by commas; the id is always shown
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) fields: Vec<String>,
+    /// repositories of other types as well
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TagArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// the tag; created, or moved if it exists
+    #[arg(long)]
+    pub(crate) tag_name: TagName,
+    /// digest of the manifest or manifest list, which must be in the repository
+    #[arg(long, visible_alias = "manifest-digest")]
+    pub(crate) digest: Digest,
+    /// return as soon as the change is queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Search {
+    /// search for v1 images
+    Image(SearchArgs),
+    /// search for image manifests
+    Manifest(SearchArgs),
+    /// search for manifest lists
+    ManifestList(SearchArgs),
+    /// search for tags
+    Tag(SearchArgs),
+    /// search for blobs
+    Blob(SearchArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SearchArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// internal fields as well
+    #[arg(short, long)]
+    pub(crate) details: bool,
+    #[command(flatten)]
+    pub(crate) criteria: Box<UnitCriteriaArgs>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Uploads {
+    /// upload saved images: docker save, OCI layouts, skopeo dir, manifest lists
+    Upload(UploadArgs),
+    /// list the uploads that this user began and that are not done
+    List,
+    /// continue paused uploads where the server has them
+    Resume(ChooseUploads),
+    /// give up paused uploads
+    Cancel(CancelUploads),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UploadArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// a file; may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Vec<PathBuf>,
+    /// a folder, whose images are all uploaded; may be repeated
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) dir: Vec<PathBuf>,
+    /// v1 images: leave out this image and its ancestors
+    #[arg(short, long, value_name = "IMAGE")]
+    pub(crate) mask_id: Option<String>,
+    /// return as soon as the import is queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChooseUploads {
+    /// this upload; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) upload_id: Vec<String>,
+    /// every paused upload
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelUploads {
+    #[command(flatten)]
+    pub(crate) choose: ChooseUploads,
+    /// forget the upload here even if the server can't delete it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Publish {
+    /// publish now
+    Run(RunArgs),
+    /// follow the publish that is under way
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Export {
+    /// export now
+    Run(ExportArgs),
+    /// follow the export that is under way
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// return as soon as the task is queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+    /// publish even if nothing has changed
+    #[arg(long)]
+    pub(crate) force_full: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// where the server writes the tar, an absolute path there
+    #[arg(long, value_name = "PATH")]
+    pub(crate) export_file: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// only tell whether it is under way
+    #[arg(long)]
+    pub(crate) bg: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Repo {
+    /// list the repositories of all types
+    List(ListArgs),
+    /// what happened to a repository
+    #[command(subcommand)]
+    History(History),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum History {
+    /// list the publishes of a repository, the latest first
+    Publish(HistoryArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// id of the distributor
+    #[arg(long, default_value = WEB_DISTRIBUTOR)]
+    pub(crate) distributor_id: DistributorId,
+    /// at most this many entries
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    /// order by time
+    #[arg(long, value_parser = ["ascending", "descending"])]
+    pub(crate) sort: Option<String>,
+    /// begun at this time or later (ISO 8601)
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    pub(crate) start_date: Option<String>,
+    /// begun at this time or earlier (ISO 8601)
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    pub(crate) end_date: Option<String>,
+    /// the steps' reports as well
+    #[arg(short, long)]
+    pub(crate) details: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tasks {
+    /// list tasks; those not yet ended if not told otherwise
+    List(TaskListArgs),
+    /// display all about a task
+    Details(TaskArgs),
+    /// cancel a task
+    Cancel(TaskArgs),
+    /// search among all tasks
+    Search(TaskSearchArgs),
+    /// forget tasks that have ended
+    Purge(PurgeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskArgs {
+    /// id of the task
+    #[arg(long, value_name = "ID")]
+    pub(crate) task_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskListArgs {
+    /// tasks of every state
+    #[arg(short, long, conflicts_with = "state")]
+    pub(crate) all: bool,
+    /// tasks of these states, separated by commas
+    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = task_state)]
+    pub(crate) state: Vec<TaskState>,
+    /// only tasks of this repository
+    #[arg(long)]
+    pub(crate) repo_id: Option<RepositoryId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskSearchArgs {
+    /// all about each task
+    #[arg(short, long)]
+    pub(crate) details: bool,
+    #[command(flatten)]
+    pub(crate) criteria: Box<CriteriaArgs>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["all", "state"])]
+pub(crate) struct PurgeArgs {
+    /// every task that has ended
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// ended tasks of these states, separated by commas
+    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = task_state)]
+    pub(crate) state: Vec<TaskState>,
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("give true or false".to_owned()),
+    }
+}
+
+/// A text; an empty one unsets.
+#[allow(clippy::unnecessary_wraps)] // clap wants a Result
+fn text(text: &str) -> Result<Value, String> {
+    Ok(if text.is_empty() {
+        Value::Null
+    } else {
+        Value::from(text)
+    })
+}
+
+fn flag(text: &str) -> Result<Value, String> {
+    if text.is_empty() {
+        Ok(Value::Null)
+    } else {
+        boolean(text).map(Value::from)
+    }
+}
+
+fn positive(text: &str) -> Result<Value, String> {
+    match text.parse::<u64>() {
+        _ if text.is_empty() => Ok(Value::Null),
+        Ok(number) if number > 0 => Ok(Value::from(number)),
+        _ => Err("give a whole number above 0".to_owned()),
+    }
+}
+
+fn port(text: &str) -> Result<Value, String> {
+    match text.parse::<u16>() {
+        _ if text.is_empty() => Ok(Value::Null),
+        Ok(number) if number > 0 => Ok(Value::from(number)),
+        _ => Err("give a port, 1 to 65535".to_owned()),
+    }
+}
+
+fn tag_list(text: &str) -> Result<Value, String> {
+    if text.is_empty() || text == "None" {
+        return Ok(Value::Null);
+    }
+    let tags: Vec<&str> = text.split(',').map(str::trim).collect();
+    for tag in &tags {
+        tag.parse::<TagName>().map_err(|e| e.to_string())?;
+    }
+    Ok(Value::from(tags))
+}
+
+/// `name:image`, split at the last colon.
+fn v1_tag(text: &str) -> Result<(String, String), String> {
+    match text.rsplit_once(':') {
+        Some((name, image)) if !name.is_empty() && !image.is_empty() => {
+            Ok((name.to_owned(), image.to_owned()))
+        }
+        _ => Err(format!("Unable to parse {text:?}; give it as NAME:IMAGE")),
+    }
+}
+
+/// The wire's states, and the words that people read for them.
+fn task_state(text: &str) -> Result<TaskState, String> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "successful" => Ok(TaskState::Finished),
+        "failed" => Ok(TaskState::Error),
+        "cancelled" => Ok(TaskState::Canceled),
+        other => TaskState::parse(other).ok_or_else(|| {
+            format!(
+                "give some of {}",
+                TaskState::ALL.map(TaskState::as_str).join(", ")
+            )
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_empty_value_unsets_whatever_its_type() {
+        assert_eq!(
+            [
+                text(""),
+                flag(""),
+                positive(""),
+                port(""),
+                tag_list(""),
+                tag_list("None")
+            ],
+            [const { Ok(Value::Null) }; 6]
+        );
+        assert!(flag("perhaps").is_err() && positive("0").is_err() && port("70000").is_err());
+        assert_eq!(flag("TRUE"), Ok(Value::from(true)));
+    }
+
+    #[test]
+    fn a_v1_tag_is_split_at_its_last_colon() {
+        assert_eq!(v1_tag("a:b:abcdef"), Ok(("a:b".to_owned(), "abcdef".to_owned())));
+        assert!(v1_tag("latest").is_err() && v1_tag(":abc").is_err() && v1_tag("a:").is_err());
+    }
+
+    #[test]
+    fn states_have_synonyms() {
+        assert_eq!(task_state("Successful"), Ok(TaskState::Finished));
+        assert_eq!(task_state("failed"), Ok(TaskState::Error));
+        assert!(task_state("completed").is_err());
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole client, in this process, against a stand-in for the REST API.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod commands;
+mod fake;
+mod uploads;
