@@ -16,7 +16,7 @@ mod watch;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, serve::ListenerExt as _};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -102,6 +102,12 @@ pub async fn run(
         .map_err(|_| CraneError::Ended("loading"))?;
     let service = crane.router().into_make_service_with_connect_info::<SocketAddr>();
     let watching = tokio::spawn(crane.watch(shutdown.clone()));
+    // The last, short piece of a layer must not wait for the client's acknowledgement of the piece before.
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection stays with delayed writes");
+        }
+    });
     let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
     let served = tokio::select! {
         served = async { serving.await } => served.map_err(CraneError::from),

@@ -39,8 +39,12 @@ async fn start(config: CraneConfig) -> Running {
 
 impl Running {
     async fn get(&self, path: &str, headers: &str) -> Reply {
+        self.ask("GET", path, headers).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &str) -> Reply {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         timeout(LIMIT, stream.read_to_end(&mut answer))
@@ -80,6 +84,16 @@ async fn a_layer_comes_whole_over_tcp_and_shutdown_ends_it() {
     let path = format!("/v2/busybox/blobs/{}", image.layer);
     let reply = crane.get(&path, "").await;
     assert!(reply.status == 200 && reply.body == image.layer_bytes[..]);
+    let head = crane.ask("HEAD", &path, "").await;
+    assert_eq!(
+        head.header("content-length"),
+        Some(image.layer_bytes.len().to_string().as_str())
+    );
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+    let held = crane
+        .get(&path, &format!("if-none-match: \"{}\"\r\n", image.layer))
+        .await;
+    assert_eq!((held.status.as_u16(), held.body.len()), (304, 0));
     let part = crane.get(&path, "range: bytes=10-19\r\n").await;
     assert!(part.status == 206 && part.body == image.layer_bytes[10..20]);
     // Seen from the host itself, protected repositories are listed.

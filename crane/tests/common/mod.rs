@@ -120,7 +120,7 @@ impl Site {
         let list = json!({
             "schemaVersion": 2, "mediaType": LIST,
             "manifests": [{
-                "mediaType": S2, "digest": manifest, "size": 1,
+                "mediaType": S2, "digest": manifest, "size": contents.manifests[0].unit.size,
                 "platform": { "os": "linux", "architecture": "amd64" },
             }],
         })
