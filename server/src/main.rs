@@ -1,1 +1,91 @@
-fn main() {}
+//! `pulp`: every role of the server, all of them in one process, and the demo.
+
+mod demo;
+mod manage_db;
+mod plugins;
+mod roles;
+mod services;
+mod standalone;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use pulp_runtime::config::Config;
+
+/// Syncs, imports, versions, publishes, exports and serves container images.
+#[derive(Debug, Parser)]
+#[command(name = "pulp", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run every role in one process: SQLite, an in-process broker, a local directory
+    Standalone(standalone::Options),
+    /// Show the whole way of an image, from a saved tar to a pull, in a temporary folder
+    Demo(demo::Options),
+    /// Bring the database to this release's schema, and make the first user
+    ManageDb(manage_db::Options),
+    /// Serve the REST API
+    Api(RoleOptions),
+    /// Lock repositories and grant tasks; one of these leads, the others stand by
+    ResourceManager(RoleOptions),
+    /// Run tasks
+    Worker(RoleOptions),
+    /// Fire schedules and do the periodic duties
+    Scheduler(RoleOptions),
+    /// Serve what was published to docker, podman and the like
+    Crane(RoleOptions),
+}
+
+/// Options of every role.
+#[derive(Debug, Args)]
+struct RoleOptions {
+    /// Configuration file (TOML); variables PULP_SECTION_KEY win over it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One TLS provider for everything in the process. A second call fails, and there is none.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("pulp: can't start: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli.command));
+    // A blocking call that hangs must not hold up the exit.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("pulp: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Standalone(options) => standalone::run(options).await,
+        Command::Demo(options) => demo::run(options).await,
+        Command::ManageDb(options) => manage_db::run(options).await,
+        Command::Api(options) => roles::run(roles::Role::Api, load(&options)?).await,
+        Command::ResourceManager(options) => roles::run(roles::Role::ResourceManager, load(&options)?).await,
+        Command::Worker(options) => roles::run(roles::Role::Worker, load(&options)?).await,
+        Command::Scheduler(options) => roles::run(roles::Role::Scheduler, load(&options)?).await,
+        Command::Crane(options) => roles::run(roles::Role::Crane, load(&options)?).await,
+    }
+}
+
+fn load(options: &RoleOptions) -> anyhow::Result<Config> {
+    let config = Config::load(options.config.as_deref())?;
+    pulp_runtime::telemetry::init(&config.log)?;
+    Ok(config)
+}

@@ -1,0 +1,199 @@
+//! One role in one process.
+
+use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
+
+use anyhow::Context as _;
+use pulp_api::{ApiConfig, ApiState};
+use pulp_crane::{CraneConfig, Mode};
+use pulp_model::task::TaskClass;
+use pulp_runtime::{
+    config::{Config, CraneMode},
+    shutdown::{self, Drained, Shutdown},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{plugins, services::Services};
+
+/// What a process may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Api,
+    ResourceManager,
+    Worker,
+    Scheduler,
+    Crane,
+}
+
+impl Role {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::ResourceManager => "resource-manager",
+            Self::Worker => "worker",
+            Self::Scheduler => "scheduler",
+            Self::Crane => "crane",
+        }
+    }
+}
+
+/// Runs a role until it is told to end.
+pub(crate) async fn run(role: Role, config: Config) -> anyhow::Result<ExitCode> {
+    let shutdown = Shutdown::new();
+    shutdown.listen().context("can't listen for signals")?;
+    let drain_timeout = config.tasks.drain_timeout + std::time::Duration::from_secs(5);
+    let ending = shutdown.clone();
+    let work = shutdown.spawn(async move {
+        let result = serve(role, config, &ending).await;
+        // A role that ends by itself ends the process.
+        ending.request();
+        result
+    });
+    let drained = shutdown.drain(drain_timeout).await;
+    if drained == Drained::Abandoned {
+        anyhow::bail!("some work did not stop in time and was left");
+    }
+    work.await.context("the role failed")??;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(role: Role, config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+    if role == Role::Crane {
+        let listener = bind(config.server.crane_listen, "server.crane_listen").await?;
+        shutdown::notify_ready();
+        return Ok(pulp_crane::run(crane_config(&config), listener, shutdown.soft().clone()).await?);
+    }
+    if config.broker.url.scheme() == "memory" {
+        anyhow::bail!(
+            "broker.url is memory:, which other processes can't reach; \
+             set it to amqp://user:password@host/vhost, or run everything in one process with `pulp standalone`"
+        );
+    }
+    let services = Services::open(config, role.name()).await?;
+    services.wait_for_schema(shutdown.soft()).await?;
+    let relay_stop = CancellationToken::new();
+    let relay = tokio::spawn(pulp_relay::run(
+        services.database.store.clone(),
+        services.broker.clone(),
+        services.config.tasks.relay_batch,
+        relay_stop.clone(),
+    ));
+    shutdown::notify_ready();
+    let result = match role {
+        Role::Api => {
+            let listener = bind(services.config.server.api_listen, "server.api_listen").await?;
+            api(&services, listener, shutdown.soft().clone()).await
+        }
+        Role::ResourceManager => {
+            resource_manager(&services, shutdown.soft().clone()).await;
+            Ok(())
+        }
+        Role::Worker => worker(&services, shutdown).await,
+        Role::Scheduler => {
+            scheduler(&services, shutdown.soft().clone()).await;
+            Ok(())
+        }
+        Role::Crane => Ok(()),
+    };
+    // After the role: its last commits may have left messages.
+    relay_stop.cancel();
+    relay.await.context("the relay failed")?;
+    services.broker.close().await;
+    services.database.store.close().await;
+    result
+}
+
+/// Listens, or says which setting to change.
+pub(crate) async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("can't listen on {address}; is the port in use? It is set by {key}"))
+}
+
+pub(crate) async fn api(
+    services: &Services,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let config = &services.config;
+    let api = ApiConfig {
+        server_name: config.server.server_name.clone(),
+        uploads_dir: config.storage.uploads_dir(),
+        plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
+        ..ApiConfig::default()
+    };
+    let state = ApiState::new(
+        services.database.store.clone(),
+        Some(services.broker.clone()),
+        api,
+    );
+    Ok(pulp_api::run(state, listener, stop).await?)
+}
+
+pub(crate) async fn resource_manager(services: &Services, stop: CancellationToken) {
+    let tasks = &services.config.tasks;
+    let settings = pulp_resource_manager::Settings {
+        lease_ttl: tasks.lease_ttl,
+        sweep: tasks.sweep,
+        grant_batch: tasks.grant_batch as usize,
+        max_attempts: i64::from(tasks.max_attempts),
+        // The worker has the same grace; then it is given time to say so itself.
+        cancel_grace: tasks.cancel_grace + tasks.worker_ttl,
+        resend_after: tasks.sweep * 2,
+    };
+    pulp_resource_manager::run(settings, services.database.clone(), services.broker.clone(), stop).await;
+}
+
+pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let config = &services.config;
+    let slots = &config.tasks.slots;
+    let slots = BTreeMap::from([
+        (TaskClass::Interactive, slots.interactive as usize),
+        (TaskClass::Import, slots.import as usize),
+        (TaskClass::Publish, slots.publish as usize),
+        (TaskClass::Sync, slots.sync as usize),
+        (TaskClass::Maintenance, slots.maintenance as usize),
+    ]);
+    let settings = pulp_worker::Settings {
+        slots,
+        lease_ttl: config.tasks.worker_ttl,
+        cancel_grace: config.tasks.cancel_grace,
+        drain_timeout: config.tasks.drain_timeout,
+        uploads_dir: config.storage.uploads_dir(),
+        working_dir: config.storage.working_dir(),
+        redirect_base: config.redirect_base(),
+        plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
+        max_expanded_bytes: pulp_worker::DEFAULT_MAX_EXPANDED_BYTES,
+    };
+    let resources = pulp_worker::Resources {
+        database: services.database.clone(),
+        broker: services.broker.clone(),
+        content: services.content.clone(),
+        published: services.published.clone(),
+    };
+    Ok(pulp_worker::run(settings, resources, shutdown).await?)
+}
+
+pub(crate) async fn scheduler(services: &Services, stop: CancellationToken) {
+    let settings = pulp_scheduler::Settings::default();
+    pulp_scheduler::run(
+        settings,
+        services.database.store.clone(),
+        services.content.clone(),
+        stop,
+    )
+    .await;
+}
+
+pub(crate) fn crane_config(config: &Config) -> CraneConfig {
+    CraneConfig {
+        listen: config.server.crane_listen,
+        data_dir: config.crane_data_dir(),
+        polling_interval: config.crane.polling_interval,
+        mode: match config.crane.mode {
+            CraneMode::Serve => Mode::SERVE,
+            CraneMode::Redirect => Mode::Redirect,
+        },
+        endpoint: config.crane.endpoint.clone(),
+    }
+}
