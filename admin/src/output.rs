@@ -139,9 +139,9 @@ fn object(map: &Map<String, Value>, order: &[&str], hidden: Hidden, indent: usiz
     // `_id` and `id` must stay apart when both are shown.
     let name = |key: &str| {
         if key.starts_with('_') {
-            key.to_owned()
+            printable(key)
         } else {
-            heading(key)
+            printable(&heading(key))
         }
     };
     let width = keys

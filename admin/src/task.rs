@@ -10,7 +10,7 @@ use crate::{
     client::{Client, Reply},
     error::{AdminError, coded_lines},
     io::Interrupt,
-    output::Screen,
+    output::{Screen, printable},
     progress::{Spinner, StepReport, Steps},
 };
 
@@ -189,7 +189,7 @@ impl Follower<'_> {
                 self.screen.failure("Task Failed");
                 self.screen.blank();
                 for line in fault_lines(report.error.as_ref()) {
-                    self.screen.failure(&line);
+                    self.screen.failure(&printable(&line));
                 }
             }
             TaskState::Canceled => self.screen.failure("Task Canceled"),

@@ -2,7 +2,9 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::Stdio,
     sync::Arc,
+    time::Duration,
 };
 
 use crate::fake::{Ended, Fake, call_report, fault, run, task};
@@ -483,4 +485,105 @@ async fn uploads_to_continue_are_chosen_by_number_at_a_terminal() {
     .await;
     assert_eq!(ended.exit, Exit::Success, "{}", ended.err);
     assert!(ended.out.contains("  1) busybox.tar (2000/"), "{}", ended.out);
+}
+
+/// Starts the real program on an upload that the server holds up at the chunk that begins at 2000, and
+/// returns it once it is there.
+async fn held_up(fake: &Fake, file: &Path) -> tokio::process::Child {
+    let (seen, mut at_2000) = tokio::sync::mpsc::unbounded_channel();
+    fake.hook(move |line| {
+        line.ends_with("/2000/").then(|| {
+            let _ = seen.send(());
+            fault(503, "PLP2002", "not now")
+        })
+    });
+    let child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pulp-admin"))
+        .args(["--server", &fake.url, "-u", "admin", "-p", "admin"])
+        .args(["docker", "repo", "uploads", "upload", "--repo-id=busybox", "-f"])
+        .arg(file)
+        .env("HOME", fake.home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    tokio::time::timeout(Duration::from_secs(20), at_2000.recv())
+        .await
+        .unwrap()
+        .unwrap();
+    child
+}
+
+#[tokio::test]
+async fn an_upload_that_was_killed_is_a_paused_one() {
+    let fake = start().await;
+    let file = tar(fake.home.path(), "busybox.tar", "repositories", &[7; 4000]);
+    let mut child = held_up(&fake, &file).await;
+    let list = fake.run(&["docker", "repo", "uploads", "list"]).await;
+    assert!(list.out.contains("[Running] busybox.tar"), "{}", list.out);
+    let ended = fake
+        .run(&["docker", "repo", "uploads", "resume", "--upload-id=upload-1"])
+        .await;
+    assert!(
+        ended.err.contains("under way in another process"),
+        "{}",
+        ended.err
+    );
+
+    child.kill().await.unwrap();
+    fake.hook(|_| None);
+    let list = fake.run(&["docker", "repo", "uploads", "list"]).await;
+    assert!(list.out.contains("[Paused ] busybox.tar"), "{}", list.out);
+    let before = puts(&fake).len();
+    let ended = fake.run(&["docker", "repo", "uploads", "resume", "--all"]).await;
+    assert_eq!(ended.exit, Exit::Success, "{}", ended.err);
+    assert_eq!(puts(&fake)[before], "upload-1/2000/");
+    assert!(trackers(&fake).is_empty());
+}
+
+#[tokio::test]
+async fn the_programs_own_ctrl_c_pauses_its_upload() {
+    let fake = start().await;
+    let file = tar(fake.home.path(), "busybox.tar", "repositories", &[7; 4000]);
+    let mut child = held_up(&fake, &file).await;
+    let pid = child.id().unwrap().to_string();
+    assert!(
+        tokio::process::Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
+    let status = tokio::time::timeout(Duration::from_secs(20), child.wait())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(trackers(&fake)[0]["offset"], 2000);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_image_does_not_stop_the_others() {
+    let fake = start().await;
+    let file = tar(fake.home.path(), "busybox.tar", "repositories", b"{}");
+    let text = fake.home.path().join("text");
+    std::fs::write(&text, "hello").unwrap();
+    let command = [
+        "--json",
+        "docker",
+        "repo",
+        "uploads",
+        "upload",
+        "--repo-id=busybox",
+        "-f",
+        text.to_str().unwrap(),
+        "-f",
+        file.to_str().unwrap(),
+    ];
+    let ended = fake.run(&command).await;
+    assert_eq!(ended.exit, Exit::Data);
+    let json = ended.json();
+    assert_eq!(json["uploads"][0]["error"]["exit_code"], 65);
+    assert_eq!(json["uploads"][1]["tasks"][0]["state"], "finished");
 }
