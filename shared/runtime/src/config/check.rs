@@ -107,6 +107,7 @@ fn storage(config: &Config, demand: &mut impl FnMut(bool, &'static str, String))
         ("storage.uploads_dir", storage.uploads.clone()),
         ("storage.working_dir", storage.working.clone()),
         ("storage.published_dir", storage.published.clone()),
+        ("server.plugins_dir", Some(config.server.plugins_dir.clone())),
         ("crane.data_dir", config.crane.data_dir.clone()),
     ];
     for (key, directory) in directories {
@@ -168,6 +169,16 @@ fn tasks(config: &Config, demand: &mut impl FnMut(bool, &'static str, String)) {
         (1..=10_000).contains(&tasks.grant_batch),
         "tasks.grant_batch",
         "must be 1 to 10000".into(),
+    );
+    demand(
+        tasks.max_expanded_bytes >= 1,
+        "tasks.max_expanded_bytes",
+        "must be 1 or more".into(),
+    );
+    demand(
+        (1..=64 * 1024 * 1024).contains(&config.server.max_chunk_bytes),
+        "server.max_chunk_bytes",
+        "must be 1 to 67108864 (64 MiB)".into(),
     );
     demand(
         tasks.slots.total() >= 1,

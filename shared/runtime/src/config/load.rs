@@ -145,14 +145,15 @@ impl Sources {
         let mut places = BTreeMap::new();
         let mut merged = Table::new();
         if let Some(data_dir) = &self.base {
-            // The two settings in which `Config::standalone` differs from the defaults.
-            let root = Value::String(data_dir.to_string_lossy().into_owned());
-            merge(&mut merged, &["storage".into(), "root".into()], root);
-            merge(
-                &mut merged,
-                &["crane".into(), "polling_interval_seconds".into()],
-                Value::Integer(2),
-            );
+            // The settings in which `Config::standalone` differs from the defaults.
+            let text = |path: &Path| Value::String(path.to_string_lossy().into_owned());
+            for (section, key, value) in [
+                ("storage", "root", text(data_dir)),
+                ("server", "plugins_dir", text(&data_dir.join("plugins.conf.d"))),
+                ("crane", "polling_interval_seconds", Value::Integer(2)),
+            ] {
+                merge(&mut merged, &[section.to_owned(), key.to_owned()], value);
+            }
         }
         for Setting { path, value, place } in self.settings {
             let mut alone = Table::new();

@@ -167,6 +167,11 @@ pub struct ServerConfig {
     /// Base url of the published files, written into redirect files of distributors that set no
     /// `redirect-url`. None means [`Config::redirect_base`]'s default.
     pub redirect_base: Option<Url>,
+    /// How long a login lasts.
+    #[serde(rename = "session_lifetime_seconds", deserialize_with = "value::seconds")]
+    pub session_lifetime: Duration,
+    /// Largest chunk of an upload that the api takes, in bytes.
+    pub max_chunk_bytes: u64,
     /// Folder of the plugins' own defaults, `<type>.json` each; it need not exist.
     pub plugins_dir: PathBuf,
 }
@@ -178,6 +183,8 @@ impl Default for ServerConfig {
             api_listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             crane_listen: SocketAddr::from(([127, 0, 0, 1], 5000)),
             redirect_base: None,
+            session_lifetime: Duration::from_hours(7 * 24),
+            max_chunk_bytes: 5 * 1024 * 1024,
             plugins_dir: PathBuf::from("/etc/pulp/server/plugins.conf.d"),
         }
     }
@@ -204,6 +211,11 @@ pub struct TasksConfig {
     /// How often the sweep looks for messages that got lost and leases that ended.
     #[serde(rename = "sweep_seconds", deserialize_with = "value::seconds")]
     pub sweep: Duration,
+    /// Bytes that one upload may expand to, its layers and itself in sum.
+    pub max_expanded_bytes: u64,
+    /// How long ended tasks are kept.
+    #[serde(rename = "keep_ended_tasks_seconds", deserialize_with = "value::seconds")]
+    pub keep_ended_tasks: Duration,
     /// Outbox rows that the relay publishes in one batch.
     pub relay_batch: u32,
     /// Task rows that the resource manager decides on in one batch.
@@ -221,6 +233,8 @@ impl Default for TasksConfig {
             drain_timeout: Duration::from_secs(30),
             max_attempts: 3,
             sweep: Duration::from_secs(5),
+            max_expanded_bytes: 64 * 1024 * 1024 * 1024,
+            keep_ended_tasks: Duration::from_hours(7 * 24),
             relay_batch: 500,
             grant_batch: 500,
             slots: SlotsConfig::default(),
@@ -362,6 +376,10 @@ impl Config {
             storage: StorageConfig {
                 root: data_dir.to_owned(),
                 ..StorageConfig::default()
+            },
+            server: ServerConfig {
+                plugins_dir: data_dir.join("plugins.conf.d"),
+                ..ServerConfig::default()
             },
             crane: CraneConfig {
                 polling_interval: Duration::from_secs(2),
