@@ -1,5 +1,8 @@
 //! Child processes that never outlive their owner, and how to find the programs.
 
+// A server has no event for "ready" or "gone" that one could wait for without unsafe code: they are polled.
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     ffi::OsStr,
     fs,

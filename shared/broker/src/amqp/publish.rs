@@ -1,5 +1,7 @@
 //! Sending: *published* means persistent, routed and confirmed.
 
+use std::collections::BTreeSet;
+
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -50,6 +52,9 @@ impl Session {
             self.discard(&channel).await;
             if !self.is_alive() && !fates.contains(&Fate::Confirmed) {
                 return Err(disconnected("the connection broke while publishing"));
+            }
+            if self.is_alive() {
+                self.tell_unconfirmed(batch, &fates);
             }
         }
         if fates.contains(&Fate::Returned) {
@@ -127,6 +132,22 @@ impl Session {
                     .with_type(outgoing.message.type_name().into()),
             )
             .await
+    }
+
+    /// While the connection stands, silence is the queue's: overloaded, or without a leader (a majority of its
+    /// nodes is away, or, seen with RabbitMQ 3.10, a node crashed right after the queue was declared).
+    fn tell_unconfirmed(&self, batch: &[Outgoing], fates: &[Fate]) {
+        let silent: BTreeSet<String> = batch
+            .iter()
+            .zip(fates)
+            .filter(|(_, fate)| **fate == Fate::Unknown)
+            .map(|(outgoing, _)| outgoing.queue.name(&self.settings.prefix))
+            .collect();
+        tracing::warn!(
+            queues = ?silent,
+            "no confirm within {:?}; if it stays so, look at these queues' leaders (rabbitmq-queues quorum_status)",
+            self.settings.options.confirm_timeout
+        );
     }
 
     /// The channel in confirm mode.
