@@ -119,8 +119,9 @@ pub(crate) async fn api(
     let api = ApiConfig {
         server_name: config.server.server_name.clone(),
         uploads_dir: config.storage.uploads_dir(),
+        session_lifetime: config.server.session_lifetime,
+        max_chunk: config.server.max_chunk_bytes as usize,
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
-        ..ApiConfig::default()
     };
     let state = ApiState::new(
         services.database.store.clone(),

@@ -36,7 +36,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut config = Sources::new().standalone(&folder.path().join("data")).build()?;
     config.server.api_listen = ([127, 0, 0, 1], 0).into();
     config.server.crane_listen = ([127, 0, 0, 1], 0).into();
-    config.log.level = "warn".to_owned();
+    "warn".clone_into(&mut config.log.level);
     pulp_runtime::telemetry::init(&config.log)?;
     let shutdown = Shutdown::new();
     shutdown.listen().context("can't listen for signals")?;
@@ -59,17 +59,16 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 async fn tutorial(options: &Options, server: &Standalone, folder: &Path) -> anyhow::Result<()> {
-    let image = match &options.image {
-        Some(file) => std::path::absolute(file)?,
-        None => {
-            let file = folder.join("hello.tar");
-            image::write(&file).with_context(|| format!("can't write {}", file.display()))?;
-            println!(
-                "An image was made and saved, as `docker save` would: {}",
-                file.display()
-            );
-            file
-        }
+    let image = if let Some(file) = &options.image {
+        std::path::absolute(file)?
+    } else {
+        let file = folder.join("hello.tar");
+        image::write(&file).with_context(|| format!("can't write {}", file.display()))?;
+        println!(
+            "An image was made and saved, as `docker save` would: {}",
+            file.display()
+        );
+        file
     };
     let FirstUser::Created { password } = &server.first_user else {
         bail!("the temporary folder was not empty")
