@@ -64,6 +64,9 @@ pub(crate) enum AdminError {
         /// Why.
         source: std::io::Error,
     },
+    /// A local file or folder named on the command line is not there.
+    #[error("{0}")]
+    Io(String),
     /// No password was given.
     #[error("no password was given")]
     NoPassword,
@@ -142,7 +145,7 @@ impl AdminError {
             Self::Usage(_) => Exit::Usage,
             Self::Data(_) | Self::Untrusted { wrong_name: true, .. } => Exit::Data,
             Self::Config(_) | Self::Unreachable { .. } => Exit::Config,
-            Self::File { .. } | Self::Connection { .. } => Exit::Io,
+            Self::File { .. } | Self::Io(_) | Self::Connection { .. } => Exit::Io,
             Self::NoPassword => Exit::NoUser,
             Self::Session(_) => Exit::NoPermission,
             Self::Untrusted { .. } | Self::Answer { .. } => Exit::Software,

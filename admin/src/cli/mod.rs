@@ -1,5 +1,7 @@
 //! The command tree and its options, named as in Pulp's client.
 
+mod values;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -122,42 +124,42 @@ pub(crate) struct Settings {
     pub(crate) note: Vec<Pair>,
 
     /// publish after each change [default when created: true]
-    #[arg(long, value_name = "true|false", value_parser = boolean, help_heading = "Publishing")]
+    #[arg(long, value_name = "true|false", value_parser = values::boolean, help_heading = "Publishing")]
     pub(crate) auto_publish: Option<bool>,
     /// base url of the published files; the server's own if not given
-    #[arg(long, value_name = "URL", value_parser = text, help_heading = "Publishing")]
+    #[arg(long, value_name = "URL", value_parser = values::text, help_heading = "Publishing")]
     pub(crate) redirect_url: Option<Value>,
     /// whether Crane asks clients for an entitlement
-    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Publishing")]
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Publishing")]
     pub(crate) protected: Option<Value>,
     /// the name by which clients pull, for example pulpdemo/busybox
-    #[arg(long, value_name = "NAME", value_parser = text, help_heading = "Publishing")]
+    #[arg(long, value_name = "NAME", value_parser = values::text, help_heading = "Publishing")]
     pub(crate) repo_registry_id: Option<Value>,
 
     /// url of the upstream registry
-    #[arg(long, value_name = "URL", value_parser = text, help_heading = "Synchronization")]
+    #[arg(long, value_name = "URL", value_parser = values::text, help_heading = "Synchronization")]
     pub(crate) feed: Option<Value>,
     /// check what was downloaded
-    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) validate: Option<Value>,
     /// the repository's name upstream
-    #[arg(long, value_name = "NAME", value_parser = text, help_heading = "Synchronization")]
+    #[arg(long, value_name = "NAME", value_parser = values::text, help_heading = "Synchronization")]
     pub(crate) upstream_name: Option<Value>,
     /// sync from the registry API v1
-    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) enable_v1: Option<Value>,
     /// sync from the registry API v2
-    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Synchronization")]
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) enable_v2: Option<Value>,
     /// sync only these tags, separated by commas; "None" or an empty value means all
-    #[arg(long, value_name = "A,B", value_parser = tag_list, help_heading = "Synchronization")]
+    #[arg(long, value_name = "A,B", value_parser = values::tag_list, help_heading = "Synchronization")]
     pub(crate) tags: Option<Value>,
 
     /// PEM file of the CA that signed the feed's certificate
     #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
     pub(crate) feed_ca_cert: Option<PathBuf>,
     /// check the feed's certificate
-    #[arg(long, value_name = "true|false", value_parser = flag, help_heading = "Feed SSL")]
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Feed SSL")]
     pub(crate) verify_feed_ssl: Option<Value>,
     /// PEM file of the client certificate for the feed
     #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
@@ -167,30 +169,30 @@ pub(crate) struct Settings {
     pub(crate) feed_key: Option<PathBuf>,
 
     /// host of the proxy to the feed
-    #[arg(long, value_name = "HOST", value_parser = text, help_heading = "Feed proxy")]
+    #[arg(long, value_name = "HOST", value_parser = values::text, help_heading = "Feed proxy")]
     pub(crate) proxy_host: Option<Value>,
     /// port of the proxy
-    #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Feed proxy")]
+    #[arg(long, value_name = "PORT", value_parser = values::port, help_heading = "Feed proxy")]
     pub(crate) proxy_port: Option<Value>,
     /// login at the proxy
-    #[arg(long, value_name = "USER", value_parser = text, help_heading = "Feed proxy")]
+    #[arg(long, value_name = "USER", value_parser = values::text, help_heading = "Feed proxy")]
     pub(crate) proxy_user: Option<Value>,
     /// password at the proxy
-    #[arg(long, value_name = "PASS", value_parser = text, help_heading = "Feed proxy")]
+    #[arg(long, value_name = "PASS", value_parser = values::text, help_heading = "Feed proxy")]
     pub(crate) proxy_pass: Option<Value>,
 
     /// login at the feed
-    #[arg(long, value_name = "USER", value_parser = text, help_heading = "Basic authentication")]
+    #[arg(long, value_name = "USER", value_parser = values::text, help_heading = "Basic authentication")]
     pub(crate) basicauth_user: Option<Value>,
     /// password at the feed
-    #[arg(long, value_name = "PASS", value_parser = text, help_heading = "Basic authentication")]
+    #[arg(long, value_name = "PASS", value_parser = values::text, help_heading = "Basic authentication")]
     pub(crate) basicauth_pass: Option<Value>,
 
     /// downloads at once
-    #[arg(long, value_name = "NUMBER", value_parser = positive, help_heading = "Throttling")]
+    #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Throttling")]
     pub(crate) max_downloads: Option<Value>,
     /// bytes a second of one download
-    #[arg(long, value_name = "NUMBER", value_parser = positive, help_heading = "Throttling")]
+    #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Throttling")]
     pub(crate) max_speed: Option<Value>,
 }
 
@@ -212,7 +214,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long)]
     pub(crate) bg: bool,
     /// point a v1 tag to an image, by 6 digits of its id or more; may be repeated
-    #[arg(long, value_name = "NAME:IMAGE", value_parser = v1_tag, help_heading = "Tags (v1)")]
+    #[arg(long, value_name = "NAME:IMAGE", value_parser = values::v1_tag, help_heading = "Tags (v1)")]
     pub(crate) tag: Vec<(String, String)>,
     /// remove a v1 tag; may be repeated
     #[arg(long, value_name = "NAME", help_heading = "Tags (v1)")]
@@ -457,7 +459,7 @@ pub(crate) struct TaskListArgs {
     #[arg(short, long, conflicts_with = "state")]
     pub(crate) all: bool,
     /// tasks of these states, separated by commas
-    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = task_state)]
+    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = values::task_state)]
     pub(crate) state: Vec<TaskState>,
     /// only tasks of this repository
     #[arg(long)]
@@ -480,92 +482,12 @@ pub(crate) struct PurgeArgs {
     #[arg(short, long)]
     pub(crate) all: bool,
     /// ended tasks of these states, separated by commas
-    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = task_state)]
+    #[arg(short, long, value_name = "A,B", value_delimiter = ',', value_parser = values::task_state)]
     pub(crate) state: Vec<TaskState>,
-}
-
-fn boolean(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("give true or false".to_owned()),
-    }
-}
-
-/// A text; an empty one unsets.
-#[allow(clippy::unnecessary_wraps)] // clap wants a Result
-fn text(text: &str) -> Result<Value, String> {
-    Ok(if text.is_empty() {
-        Value::Null
-    } else {
-        Value::from(text)
-    })
-}
-
-fn flag(text: &str) -> Result<Value, String> {
-    if text.is_empty() {
-        Ok(Value::Null)
-    } else {
-        boolean(text).map(Value::from)
-    }
-}
-
-fn positive(text: &str) -> Result<Value, String> {
-    match text.parse::<u64>() {
-        _ if text.is_empty() => Ok(Value::Null),
-        Ok(number) if number > 0 => Ok(Value::from(number)),
-        _ => Err("give a whole number above 0".to_owned()),
-    }
-}
-
-fn port(text: &str) -> Result<Value, String> {
-    match text.parse::<u16>() {
-        _ if text.is_empty() => Ok(Value::Null),
-        Ok(number) if number > 0 => Ok(Value::from(number)),
-        _ => Err("give a port, 1 to 65535".to_owned()),
-    }
-}
-
-fn tag_list(text: &str) -> Result<Value, String> {
-    if text.is_empty() || text == "None" {
-        return Ok(Value::Null);
-    }
-    let tags: Vec<&str> = text.split(',').map(str::trim).collect();
-    for tag in &tags {
-        tag.parse::<TagName>().map_err(|e| e.to_string())?;
-    }
-    Ok(Value::from(tags))
-}
-
-/// `name:image`, split at the last colon.
-fn v1_tag(text: &str) -> Result<(String, String), String> {
-    match text.rsplit_once(':') {
-        Some((name, image)) if !name.is_empty() && !image.is_empty() => {
-            Ok((name.to_owned(), image.to_owned()))
-        }
-        _ => Err(format!("Unable to parse {text:?}; give it as NAME:IMAGE")),
-    }
-}
-
-/// The wire's states, and the words that people read for them.
-fn task_state(text: &str) -> Result<TaskState, String> {
-    match text.trim().to_ascii_lowercase().as_str() {
-        "successful" => Ok(TaskState::Finished),
-        "failed" => Ok(TaskState::Error),
-        "cancelled" => Ok(TaskState::Canceled),
-        other => TaskState::parse(other).ok_or_else(|| {
-            format!(
-                "give some of {}",
-                TaskState::ALL.map(TaskState::as_str).join(", ")
-            )
-        }),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use clap::CommandFactory;
 
     use super::*;
@@ -573,35 +495,5 @@ mod tests {
     #[test]
     fn the_tree_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn an_empty_value_unsets_whatever_its_type() {
-        assert_eq!(
-            [
-                text(""),
-                flag(""),
-                positive(""),
-                port(""),
-                tag_list(""),
-                tag_list("None")
-            ],
-            [const { Ok(Value::Null) }; 6]
-        );
-        assert!(flag("perhaps").is_err() && positive("0").is_err() && port("70000").is_err());
-        assert_eq!(flag("TRUE"), Ok(Value::from(true)));
-    }
-
-    #[test]
-    fn a_v1_tag_is_split_at_its_last_colon() {
-        assert_eq!(v1_tag("a:b:abcdef"), Ok(("a:b".to_owned(), "abcdef".to_owned())));
-        assert!(v1_tag("latest").is_err() && v1_tag(":abc").is_err() && v1_tag("a:").is_err());
-    }
-
-    #[test]
-    fn states_have_synonyms() {
-        assert_eq!(task_state("Successful"), Ok(TaskState::Finished));
-        assert_eq!(task_state("failed"), Ok(TaskState::Error));
-        assert!(task_state("completed").is_err());
     }
 }
