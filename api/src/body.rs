@@ -1,0 +1,115 @@
+//! JSON bodies of requests.
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, Request},
+};
+use futures::StreamExt as _;
+use pulp_model::{CodedError, ErrorCode};
+use serde_json::{Map, Value};
+
+use crate::ApiError;
+
+/// The largest JSON body taken; Pulp 2's own limit.
+pub(crate) const MAX_JSON: usize = 5 * 1024 * 1024;
+
+/// A body that must be a JSON object.
+pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
+
+/// A body that is a JSON object or empty, and of which nothing is needed.
+pub(crate) struct UnusedJsonObject;
+
+impl<S: Send + Sync> FromRequest<S> for JsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        Ok(Self(object(&collect(request.into_body(), MAX_JSON).await?)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequest<S> for UnusedJsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = collect(request.into_body(), MAX_JSON).await?;
+        if !bytes.is_empty() {
+            object(&bytes)?;
+        }
+        Ok(Self)
+    }
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut bytes = Vec::new();
+    let mut stream = body.into_data_stream();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|_| ApiError::BodyBrokeOff)?;
+        if bytes.len() + piece.len() > limit {
+            return Err(ApiError::TooLarge { limit });
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+/// Reads an object out of bytes.
+pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, CodedError> {
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let shown: String = String::from_utf8_lossy(bytes).chars().take(100).collect();
+        CodedError::new(
+            ErrorCode::NOT_UTF8,
+            format!("the body is not UTF-8 ({e}); JSON is sent in UTF-8"),
+        )
+        .with("value", shown)
+    })?;
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => {
+            let found = type_name(&other);
+            let text = format!("the body is a JSON {found}; this path takes an object");
+            Err(CodedError::new(ErrorCode::WRONG_JSON_TYPE, text).with("data_type", found))
+        }
+        Err(e) => Err(CodedError::new(
+            ErrorCode::BAD_JSON,
+            format!("the body is not valid JSON: {e}"),
+        )),
+    }
+}
+
+/// The JSON name of a value's type.
+pub(crate) const fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_object_is_refused_by_its_own_code() {
+        let code = |bytes: &[u8]| object(bytes).unwrap_err().code;
+        assert_eq!(code(b"{"), ErrorCode::BAD_JSON);
+        assert_eq!(code(b""), ErrorCode::BAD_JSON);
+        assert_eq!(code(b"[1]"), ErrorCode::WRONG_JSON_TYPE);
+        assert_eq!(code(b"{\"a\":\"\xff\"}"), ErrorCode::NOT_UTF8);
+        assert_eq!(code("[".repeat(100_000).as_bytes()), ErrorCode::BAD_JSON);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = object(&bytes);
+        }
+    }
+}
