@@ -12,7 +12,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    time::{Instant, timeout_at},
+};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{Mode, admin, data::Tables, files, v1, v2};
@@ -56,12 +59,11 @@ impl App {
         self.reload.notified().await;
     }
 
-    /// Waits for other tables than `seen`.
-    pub(crate) async fn newer_tables(&self, seen: &Arc<Tables>) -> Option<Arc<Tables>> {
+    /// Waits for other tables than `seen`; none if there will be no more.
+    async fn newer_tables(&self, seen: &Arc<Tables>) -> Option<Arc<Tables>> {
         self.reload.notify_one();
         let mut changes = self.tables.subscribe();
-        let newer = changes.wait_for(|now| !Arc::ptr_eq(now, seen));
-        let newer = tokio::time::timeout(FRESH_TABLES, newer).await.ok()?.ok()?;
+        let newer = changes.wait_for(|now| !Arc::ptr_eq(now, seen)).await.ok()?;
         Some(Arc::clone(&newer))
     }
 }
@@ -110,23 +112,29 @@ async fn dispatch(
     }
 }
 
-/// Answers from the tables of now; if they name a file that is gone, once more from newer ones.
+/// Answers from the tables of now. If they name a file that is gone, from newer ones, as long as such come in time:
+/// a repository may be published faster than it is loaded.
 async fn answer(app: &App, call: &Call, path: &str) -> Response {
-    let tables = app.tables();
-    let answered = match by_group(app, call, &tables, path).await {
-        Err(FileGone) => match app.newer_tables(&tables).await {
-            Some(newer) => by_group(app, call, &newer, path).await,
-            None => Err(FileGone),
-        },
-        answered => answered,
-    };
-    answered.unwrap_or_else(|FileGone| {
-        if path.starts_with("/v2/") {
-            v2::unavailable()
-        } else {
-            unavailable()
+    let deadline = Instant::now() + FRESH_TABLES;
+    let mut tables = app.tables();
+    loop {
+        if let Ok(response) = by_group(app, call, &tables, path).await {
+            return response;
         }
-    })
+        match timeout_at(deadline, app.newer_tables(&tables)).await {
+            Ok(Some(newer)) => tables = newer,
+            Ok(None) | Err(_) => break,
+        }
+    }
+    tracing::error!(
+        path,
+        "published files that the newest redirect files name can't be read"
+    );
+    if path.starts_with("/v2/") {
+        v2::unavailable()
+    } else {
+        unavailable()
+    }
 }
 
 async fn by_group(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Response, FileGone> {

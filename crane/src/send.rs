@@ -180,7 +180,12 @@ async fn open(app: &App, path: &Path, expected: Option<u64>) -> Result<(Arc<File
         }
     };
     on_disk(&app.reads, open).await.map_err(|error| {
-        tracing::error!(file = %path.display(), %error, "can't open a published file");
+        // A publication that was replaced is gone rightly; if the newest is, giving up says so.
+        if error.kind() == io::ErrorKind::NotFound {
+            tracing::debug!(file = %path.display(), "a published file is gone");
+        } else {
+            tracing::error!(file = %path.display(), %error, "can't open a published file");
+        }
         FileGone
     })
 }

@@ -297,6 +297,61 @@ fn a_dead_attempts_remains_are_removed_and_a_live_ones_stay() {
 }
 
 #[test]
+fn a_switch_that_can_not_be_completed_is_not_begun() {
+    let site = Site::new();
+    let id = site.publish(site.image("a"));
+    let root = site.root.path();
+    fs::rename(root.join("web"), root.join("web-away")).unwrap();
+    fs::write(root.join("web"), "a file in the way").unwrap();
+    let publication = Publication::new(site.image("b")).unwrap();
+    let staged = site.root.stage(&publication, &PublicationId::new(), "1").unwrap();
+    let error = staged.switch().unwrap_err();
+    assert_eq!(error.coded().code, ErrorCode::INTERNAL);
+    for app in ["app/busybox.json", "v2/app/busybox.json"] {
+        let target = fs::read_link(root.join(app)).unwrap();
+        assert_eq!(target, Path::new(&format!("../master/busybox/{id}/busybox.json")));
+    }
+    assert!(
+        below(root)
+            .iter()
+            .all(|path| !path.to_string_lossy().contains(".tmp"))
+    );
+}
+
+#[test]
+fn until_the_switch_readers_have_the_old_one_and_then_the_new_one() {
+    let site = Site::new();
+    site.publish(site.image("a"));
+    let only = |api: &str| {
+        let file = site
+            .root
+            .path()
+            .join(api)
+            .join("busybox.json")
+            .canonicalize()
+            .unwrap();
+        let tags = file.parent().unwrap().join("tags/list");
+        if tags.exists() {
+            parsed(tags)["tags"][2].clone()
+        } else {
+            parsed(file)["images"][0]["id"].clone()
+        }
+    };
+    let seen = || (only("app"), only("v2/app"));
+    let of = |generation: &str| {
+        (
+            json!(Digest::sha256(generation).hex()),
+            json!(format!("only-{generation}")),
+        )
+    };
+    let publication = Publication::new(site.image("b")).unwrap();
+    let staged = site.root.stage(&publication, &PublicationId::new(), "1").unwrap();
+    assert_eq!(seen(), of("a"));
+    staged.switch().unwrap();
+    assert_eq!(seen(), of("b"));
+}
+
+#[test]
 fn pruning_keeps_the_published_and_the_previous_one() {
     let site = Site::new();
     let ids: Vec<PublicationId> = ["a", "b", "c", "d"].map(|g| site.publish(site.image(g))).into();
