@@ -9,7 +9,7 @@ use pulp_model::{
 use serde_json::Value;
 use sqlx::Row as _;
 
-use crate::{Store, StoreError, Tx, row, tasks::state, workers::Incarnation};
+use crate::{Store, StoreError, Tx, outbox::Message, row, tasks::state, workers::Incarnation};
 
 /// The right to run one attempt of one task. Only a claim makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,16 +185,28 @@ impl Store {
     }
 
     /// Gives a task back that was stopped by no fault of its own (its worker drains): it waits again at once,
-    /// and the attempt is not held against it.
+    /// and the attempt is not held against it. If a cancel was asked for meanwhile, it ends canceled instead.
     pub async fn hand_back(&self, lease: &TaskLease) -> Result<(), StoreError> {
         let mut fenced = self.begin_fenced(lease).await?;
         let id = lease.task_id;
+        let now = fenced.now().await?;
+        let sql = "UPDATE tasks SET state = 'canceled', finished = $2 WHERE task_id = $1 AND cancel_requested IS NOT NULL";
+        let canceled = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(now.micros())
+            .execute(fenced.on())
+            .await?;
+        fenced.release_reservations(id).await?;
+        if canceled.rows_affected() > 0 {
+            fenced.tell(now, &[Message::ended(id)]).await?;
+            return fenced.tx.commit().await;
+        }
         let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, started = NULL, worker_name = NULL, incarnation = NULL \
                    WHERE task_id = $1";
         sqlx::query(sql).bind(id.to_string()).execute(fenced.on()).await?;
-        fenced.release_reservations(id).await?;
-        fenced.tell_ended(id).await?;
-        fenced.tell_submitted(id).await?;
+        fenced
+            .tell(now, &[Message::ended(id), Message::submitted(id)])
+            .await?;
         fenced.tx.commit().await
     }
 }
@@ -237,7 +249,7 @@ impl FencedTx {
             .execute(self.tx.on())
             .await?;
         self.tx.release_reservations(id).await?;
-        self.tx.tell_ended(id).await?;
+        self.tx.tell(now, &[Message::ended(id)]).await?;
         self.tx.commit().await
     }
 }

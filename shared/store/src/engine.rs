@@ -7,8 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use pulp_model::Timestamp;
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, Executor as _, Row as _, SqlSafeStr as _, SqlStr,
-    Transaction, any::AnyPoolOptions,
+    Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Executor as _, Row as _, SqlSafeStr as _,
+    SqlStr, Transaction,
+    any::{AnyArguments, AnyPoolOptions},
+    query::Query,
 };
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
@@ -45,8 +47,8 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens a pool on `sqlite:<file>` or `postgres://…`. The schema is not looked at; see [`Store::check_schema`].
     ///
-    /// An SQLite file is created if it is absent; a PostgreSQL server need not be up yet: the first call
-    /// that needs it fails with [`StoreError::Unavailable`].
+    /// An SQLite file is created if it is absent, and what is wrong with it is told at once. A PostgreSQL server
+    /// need not be up yet: the first call that needs it fails with [`StoreError::Unavailable`].
     pub async fn connect(url: &str, max_connections: u32) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let engine = if url.starts_with("sqlite:") {
@@ -68,6 +70,12 @@ impl Store {
             Engine::Sqlite => format!("{url}?mode=rwc"),
             Engine::Postgres => url.to_owned(),
         };
+        if engine == Engine::Sqlite {
+            // The pool would try again and again, and then only tell that it took too long.
+            let mut first = AnyConnection::connect(&full_url).await?;
+            prepare(&mut first, engine).await?;
+            first.close().await?;
+        }
         let pool = options.connect_lazy(&full_url)?;
         Ok(Self {
             pool,
@@ -94,7 +102,7 @@ impl Store {
         Ok(Tx {
             inner,
             engine: self.engine,
-            outbox: None,
+            rings_relay: false,
             outbox_bell: Arc::clone(&self.outbox_bell),
             _turn: turn,
         })
@@ -122,10 +130,13 @@ impl Store {
 }
 
 /// A transaction that writes. Dropped without [`Tx::commit`] it leaves nothing.
+///
+/// After any call on it has failed, drop it: PostgreSQL refuses what follows, and its `COMMIT` of a failed
+/// transaction is a rollback that reports no error.
 pub struct Tx {
     inner: Transaction<'static, Any>,
     pub(crate) engine: Engine,
-    pub(crate) outbox: Option<()>,
+    pub(crate) rings_relay: bool,
     outbox_bell: Arc<Notify>,
     _turn: Option<OwnedMutexGuard<()>>,
 }
@@ -134,7 +145,7 @@ impl Tx {
     /// Makes it all so, and rings the relay if messages wait.
     pub async fn commit(self) -> Result<(), StoreError> {
         self.inner.commit().await?;
-        if self.outbox.is_some() {
+        if self.rings_relay {
             self.outbox_bell.notify_one();
         }
         Ok(())
@@ -177,6 +188,23 @@ pub(crate) fn placeholders(first: usize, count: usize) -> String {
         .join(", ")
 }
 
+/// Rows that one statement takes at most: with up to ten columns it stays below the 32,766 parameters of SQLite
+/// (PostgreSQL: 65,535).
+pub(crate) const CHUNK: usize = 1000;
+
+/// `($1, $2), ($3, $4), …`: `rows` rows of `columns` values each.
+pub(crate) fn rows_of(columns: usize, rows: usize) -> String {
+    (0..rows)
+        .map(|n| format!("({})", placeholders(n * columns + 1, columns)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// A statement whose text differs with the number of its rows; it would only crowd the connection's cache.
+pub(crate) fn bulk<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
+    sqlx::query(assembled(sql)).persistent(false)
+}
+
 async fn now(engine: Engine, connection: &mut AnyConnection) -> Result<Timestamp, StoreError> {
     let sql = match engine {
         Engine::Postgres => "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
@@ -200,4 +228,185 @@ async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), s
     };
     connection.execute(settings).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    async fn postgres(name: &str) -> Store {
+        let url = pulp_testkit::shared_postgres()
+            .unwrap()
+            .create_database(name)
+            .unwrap();
+        Store::connect(&url, 4).await.unwrap()
+    }
+
+    /// What one statement of its own transaction gives, as the callers of this crate see it.
+    async fn outcome(store: &Store, sql: &'static str) -> Result<(), StoreError> {
+        let mut tx = store.begin().await?;
+        tx.on().execute(sql).await?;
+        tx.commit().await
+    }
+
+    #[tokio::test]
+    async fn no_statement_of_postgresql_may_hang_for_ever() {
+        let store = postgres("settings").await;
+        let mut taken = Vec::new();
+        // On every connection of the pool.
+        for _ in 0..4 {
+            let mut tx = store.begin().await.unwrap();
+            for (setting, value) in [
+                ("statement_timeout", "30s"),
+                ("lock_timeout", "10s"),
+                ("idle_in_transaction_session_timeout", "1min"),
+                ("application_name", "pulp"),
+            ] {
+                let sql = assembled(format!("SELECT current_setting('{setting}') AS value"));
+                let found = sqlx::query(sql).fetch_one(tx.on()).await.unwrap();
+                assert_eq!(found.get::<String, _>("value"), value, "{setting}");
+            }
+            taken.push(tx);
+        }
+        let slow = "SET LOCAL statement_timeout = '20ms'; SELECT pg_sleep(5)";
+        let told = outcome(&store, slow).await.unwrap_err();
+        drop(taken);
+        assert!(told.is_transient(), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_not_to_be_had_in_time_is_unavailable() {
+        let store = postgres("locks").await;
+        outcome(
+            &store,
+            "CREATE TABLE t (id BIGINT PRIMARY KEY); INSERT INTO t VALUES (1)",
+        )
+        .await
+        .unwrap();
+        let mut holder = store.begin().await.unwrap();
+        holder.on().execute("UPDATE t SET id = 1").await.unwrap();
+        let waits = "SET LOCAL lock_timeout = '20ms'; UPDATE t SET id = 1";
+        let told = outcome(&store, waits).await.unwrap_err();
+        assert!(told.is_transient(), "{told:?}");
+        let told = outcome(&store, "SELECT id FROM t FOR UPDATE NOWAIT")
+            .await
+            .unwrap_err();
+        assert!(told.is_transient(), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn of_two_that_wait_for_each_other_one_is_told_to_try_again() {
+        let store = postgres("deadlock").await;
+        outcome(
+            &store,
+            "CREATE TABLE t (id BIGINT PRIMARY KEY); INSERT INTO t VALUES (1), (2)",
+        )
+        .await
+        .unwrap();
+        let (mut a, mut b) = (store.begin().await.unwrap(), store.begin().await.unwrap());
+        for tx in [&mut a, &mut b] {
+            tx.on()
+                .execute("SET LOCAL deadlock_timeout = '20ms'")
+                .await
+                .unwrap();
+        }
+        a.on().execute("UPDATE t SET id = 1 WHERE id = 1").await.unwrap();
+        b.on().execute("UPDATE t SET id = 2 WHERE id = 2").await.unwrap();
+        let (first, second) = tokio::join!(
+            async {
+                let done = a.on().execute("UPDATE t SET id = 2 WHERE id = 2").await;
+                drop(a);
+                done.map(drop)
+            },
+            async {
+                let done = b.on().execute("UPDATE t SET id = 1 WHERE id = 1").await;
+                drop(b);
+                done.map(drop)
+            }
+        );
+        let failed: Vec<StoreError> = [first, second]
+            .into_iter()
+            .filter_map(Result::err)
+            .map(StoreError::from)
+            .collect();
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(failed[0].is_transient(), "{failed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_is_wrong_is_not_worth_another_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("x").display());
+        let sqlite = Store::connect(&url, 2).await.unwrap();
+        for store in [sqlite, postgres("wrong").await] {
+            for sql in [
+                "SELECT * FROM no_such_table",
+                "this is no SQL",
+                "CREATE TABLE t (id BIGINT NOT NULL); INSERT INTO t VALUES (NULL)",
+            ] {
+                let told = outcome(&store, sql).await.unwrap_err();
+                assert!(matches!(told, StoreError::Database(_)), "{told:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_sqlite_file_that_another_process_keeps_locked_is_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("x").display());
+        let (ours, theirs) = (
+            Store::connect(&url, 2).await.unwrap(),
+            Store::connect(&url, 2).await.unwrap(),
+        );
+        outcome(&ours, "CREATE TABLE t (id BIGINT)").await.unwrap();
+        let held = theirs.begin().await.unwrap();
+        let mut connection = ours.pool.acquire().await.unwrap();
+        connection.execute("PRAGMA busy_timeout = 20").await.unwrap();
+        let told: StoreError = connection
+            .execute("INSERT INTO t VALUES (1)")
+            .await
+            .unwrap_err()
+            .into();
+        assert!(told.is_transient(), "{told:?}");
+        drop(held);
+    }
+
+    #[tokio::test]
+    async fn a_full_sqlite_file_is_unavailable() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("x").display());
+        let store = Store::connect(&url, 2).await.unwrap();
+        let fill =
+            "CREATE TABLE t (b BLOB); PRAGMA max_page_count = 3; INSERT INTO t VALUES (zeroblob(100000))";
+        let told = outcome(&store, fill).await.unwrap_err();
+        assert!(told.is_transient(), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn clocks_give_microseconds_of_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("x").display());
+        for store in [Store::connect(&url, 2).await.unwrap(), postgres("clock").await] {
+            let before = Timestamp::now();
+            let now = store.now().await.unwrap();
+            let mut tx = store.begin().await.unwrap();
+            let first = tx.now().await.unwrap();
+            // SQLite's has milliseconds.
+            assert!(now.micros() >= before.micros() - 1_000, "{now:?} {before:?}");
+            assert!(first >= now && first.micros() <= Timestamp::now().micros() + 1_000);
+            // Within a transaction it goes on.
+            let deadline = std::time::Instant::now() + Duration::from_secs(5);
+            while tx.now().await.unwrap() == first {
+                assert!(std::time::Instant::now() < deadline);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_parameters_are_numbered_through() {
+        assert_eq!(placeholders(3, 2), "$3, $4");
+        assert_eq!(placeholders(1, 0), "");
+        assert_eq!(rows_of(2, 2), "($1, $2), ($3, $4)");
+    }
 }

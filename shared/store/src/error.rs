@@ -60,26 +60,39 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
             sqlx::Error::Database(db) => {
                 let code = db.code().unwrap_or_default();
-                // 57P0x: the server goes down or comes up; 53300: too many connections; 08xxx: connection lost.
-                // SQLite 5 and 6 (and their extended forms): busy, locked.
-                if code.starts_with("57P") || code.starts_with("08") || code == "53300" {
+                if is_passing(&code) {
                     return Self::Unavailable(error);
                 }
-                if matches!(code.parse::<i64>().map(|c| c & 0xff), Ok(5 | 6)) && code.len() < 5 {
-                    return Self::Unavailable(error);
-                }
-                // 23P01: exclusion constraint; the unique index is its like on SQLite.
+                // The exclusion constraint of PostgreSQL, the trigger of SQLite, the indexes of both.
                 let text = db.message();
-                if code == "23P01"
-                    || text.contains("reservations_one_exclusive")
-                    || text.contains("reservations.resource")
-                {
+                if text.contains("reservations_") || text.contains("reservations.resource") {
                     return Self::ReservationConflict;
                 }
                 Self::Database(error)
             }
             _ => Self::Database(error),
         }
+    }
+}
+
+/// Whether a database's error code tells of its own condition, which may pass, and not of the statement's fault.
+fn is_passing(code: &str) -> bool {
+    if code.len() == 5 {
+        // PostgreSQL, by class and code of its manual's appendix A:
+        // 08 connection lost, 53 out of disk, memory or connections, 57P the server goes down or comes up,
+        // 58 its system failed, 25006 a standby that takes no writes (yet), 25P03 idle for too long,
+        // 40001 and 40P01 lost against a concurrent transaction, 55P03 and 57014 waited for too long.
+        ["08", "53", "57P", "58"]
+            .iter()
+            .any(|class| code.starts_with(class))
+            || ["25006", "25P03", "40001", "40P01", "55P03", "57014"].contains(&code)
+    } else {
+        // SQLite, whose extended codes have the primary one in their low byte: 5 busy, 6 locked, 7 out of memory,
+        // 10 the disk failed, 13 the disk is full, 14 can't open, 15 lost a race for the write-ahead log.
+        matches!(
+            code.parse::<u32>().map(|c| c & 0xff),
+            Ok(5 | 6 | 7 | 10 | 13 | 14 | 15)
+        )
     }
 }
 

@@ -10,17 +10,15 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{assembled, placeholders},
+    engine::{CHUNK, assembled, bulk, placeholders, rows_of},
     leases::micros,
+    outbox::Message,
     row,
     tasks::state,
 };
 
 /// The role whose lease guards these writes.
 pub const ROLE: &str = "resource-manager";
-
-/// Rows a statement takes at once; PostgreSQL allows 65,535 parameters, SQLite 32,766.
-const CHUNK: usize = 1000;
 
 /// A task that is not at its end, as the lock table needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,14 +106,19 @@ impl Store {
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
         let mut tx = self.begin().await?;
         tx.require_epoch(ROLE, epoch).await?;
-        let mut granted = Vec::with_capacity(grants.len());
-        for grant in grants {
-            if let Some(attempt) = tx.grant(epoch, grant).await? {
-                granted.push((grant.id, attempt));
-            }
-        }
+        let now = tx.now().await?;
+        let granted = tx.accept(epoch, grants, now).await?;
+        tx.reserve(&granted, now).await?;
+        let messages: Vec<_> = granted
+            .iter()
+            .map(|(grant, attempt)| Message::granted(grant.id, *attempt, grant.class, epoch))
+            .collect();
+        tx.tell(now, &messages).await?;
         tx.commit().await?;
-        Ok(granted)
+        Ok(granted
+            .into_iter()
+            .map(|(grant, attempt)| (grant.id, attempt))
+            .collect())
     }
 
     /// Sends grants again that no worker has claimed for `older_than`: their message was lost, or its queue is
@@ -127,6 +130,7 @@ impl Store {
         let sql = "SELECT task_id, attempt, class FROM tasks WHERE state = 'accepted' AND accepted < $1 ORDER BY accepted LIMIT 1000";
         let before = now.plus_micros(-micros(older_than)).micros();
         let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
+        let mut messages = Vec::with_capacity(rows.len());
         for r in &rows {
             let id: TaskId = row::parsed(r, "task_id")?;
             let touch = "UPDATE tasks SET accepted = $2 WHERE task_id = $1 AND state = 'accepted'";
@@ -135,16 +139,17 @@ impl Store {
                 .bind(now.micros())
                 .execute(tx.on())
                 .await?;
-            tx.tell_granted(id, Attempt(r.try_get("attempt")?), class(r)?, epoch)
-                .await?;
+            let attempt = Attempt(r.try_get("attempt")?);
+            messages.push(Message::granted(id, attempt, class(r)?, epoch));
         }
+        tx.tell(now, &messages).await?;
         tx.commit().await?;
         Ok(rows.len() as u64)
     }
 
     /// Takes running tasks from workers that are dead, by liveness and not by age: their lease has ended, their
-    /// row is gone, or another incarnation has their name. A restartable task waits again unless it has used up
-    /// `max_attempts`; another ends in error `PLP0049`. Rows of dead workers go.
+    /// row is gone, or another incarnation has their name. A restartable task waits again unless `max_attempts` of
+    /// its attempts were lost by now; another ends in error `PLP0049`. Rows of dead workers go a minute later.
     pub async fn revoke_lost(
         &self,
         epoch: Epoch,
@@ -154,7 +159,7 @@ impl Store {
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
         let sql = tx.locking(
-            "SELECT t.task_id, t.attempt, t.restartable, t.worker_name, t.cancel_requested FROM tasks t WHERE t.state = 'running' \
+            "SELECT t.task_id, t.lost, t.restartable, t.worker_name, t.cancel_requested FROM tasks t WHERE t.state = 'running' \
              AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.name = t.worker_name AND w.incarnation = t.incarnation AND w.expires >= $1) \
              FOR UPDATE",
         );
@@ -162,27 +167,31 @@ impl Store {
         let mut revoked = Vec::new();
         for r in &rows {
             let id: TaskId = row::parsed(r, "task_id")?;
-            let attempt: i64 = r.try_get("attempt")?;
+            let lost = r.try_get::<i64, _>("lost")? + 1;
             let worker: Option<String> = r.try_get("worker_name")?;
             let canceled = r.try_get::<Option<i64>, _>("cancel_requested")?.is_some();
-            let again = r.try_get::<i64, _>("restartable")? != 0 && attempt < max_attempts;
+            let again = r.try_get::<i64, _>("restartable")? != 0 && lost < max_attempts;
             if canceled {
                 tx.end_revoked(id, TaskState::Canceled, None, now).await?;
                 revoked.push((id, Revoked::Ended));
             } else if again {
-                let wait = "UPDATE tasks SET state = 'waiting', accepted = NULL, started = NULL, worker_name = NULL, incarnation = NULL \
-                            WHERE task_id = $1";
-                sqlx::query(wait).bind(id.to_string()).execute(tx.on()).await?;
+                let wait = "UPDATE tasks SET state = 'waiting', lost = $2, accepted = NULL, started = NULL, worker_name = NULL, \
+                            incarnation = NULL WHERE task_id = $1";
+                sqlx::query(wait)
+                    .bind(id.to_string())
+                    .bind(lost)
+                    .execute(tx.on())
+                    .await?;
                 tx.release_reservations(id).await?;
                 revoked.push((id, Revoked::WaitsAgain));
             } else {
-                let error = worker_lost(id, worker.as_deref().unwrap_or("unknown"), attempt);
+                let error = worker_lost(id, worker.as_deref().unwrap_or("unknown"), lost);
                 tx.end_revoked(id, TaskState::Error, Some(&error), now).await?;
                 revoked.push((id, Revoked::Ended));
             }
         }
         sqlx::query("DELETE FROM workers WHERE expires < $1")
-            .bind(now.plus_micros(-micros(Duration::from_secs(60))).micros())
+            .bind(now.plus_micros(-micros(Duration::from_mins(1))).micros())
             .execute(tx.on())
             .await?;
         tx.commit().await?;
@@ -227,31 +236,61 @@ impl Store {
 }
 
 impl Tx {
-    async fn grant(&mut self, epoch: Epoch, grant: &Grant) -> Result<Option<Attempt>, StoreError> {
-        let now = self.now().await?;
-        let sql = "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $2, accepted = $3 \
-                   WHERE task_id = $1 AND state = 'waiting' RETURNING attempt";
-        let found = sqlx::query(sql)
-            .bind(grant.id.to_string())
-            .bind(epoch.0)
-            .bind(now.micros())
-            .fetch_optional(self.on())
-            .await?;
-        let Some(found) = found else { return Ok(None) };
-        let attempt = Attempt(found.try_get("attempt")?);
-        for claim in &grant.claims {
-            let reserve = "INSERT INTO reservations (resource, task_id, exclusive, place, granted) VALUES ($1, $2, $3, $4, $5)";
-            sqlx::query(reserve)
-                .bind(claim.resource.as_str())
-                .bind(grant.id.to_string())
-                .bind(i64::from(claim.mode == LockMode::Exclusive))
-                .bind(place(grant.id))
-                .bind(now.micros())
-                .execute(self.on())
-                .await?;
+    /// Counts the next attempt of those tasks that still wait, in the order of `grants`.
+    async fn accept<'g>(
+        &mut self,
+        epoch: Epoch,
+        grants: &'g [Grant],
+        now: Timestamp,
+    ) -> Result<Vec<(&'g Grant, Attempt)>, StoreError> {
+        let mut granted = Vec::with_capacity(grants.len());
+        for chunk in grants.chunks(CHUNK) {
+            let sql = format!(
+                "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $1, accepted = $2 \
+                 WHERE state = 'waiting' AND task_id IN ({}) RETURNING task_id, attempt",
+                placeholders(3, chunk.len())
+            );
+            let mut query = bulk(sql).bind(epoch.0).bind(now.micros());
+            for grant in chunk {
+                query = query.bind(grant.id.to_string());
+            }
+            let mut attempts: HashMap<TaskId, Attempt> = HashMap::new();
+            for r in query.fetch_all(self.on()).await? {
+                attempts.insert(row::parsed(&r, "task_id")?, Attempt(r.try_get("attempt")?));
+            }
+            // Taken out, so that a task that stands twice in `grants` is granted once.
+            granted.extend(
+                chunk
+                    .iter()
+                    .filter_map(|g| attempts.remove(&g.id).map(|attempt| (g, attempt))),
+            );
         }
-        self.tell_granted(grant.id, attempt, grant.class, epoch).await?;
-        Ok(Some(attempt))
+        Ok(granted)
+    }
+
+    /// Reserves what the granted tasks take; the database refuses a conflict.
+    async fn reserve(&mut self, granted: &[(&Grant, Attempt)], now: Timestamp) -> Result<(), StoreError> {
+        let wanted: Vec<(TaskId, &Claim)> = granted
+            .iter()
+            .flat_map(|(grant, _)| grant.claims.iter().map(|claim| (grant.id, claim)))
+            .collect();
+        for chunk in wanted.chunks(CHUNK) {
+            let sql = format!(
+                "INSERT INTO reservations (resource, task_id, exclusive, place, granted) VALUES {}",
+                rows_of(5, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for (id, claim) in chunk {
+                query = query
+                    .bind(claim.resource.as_str())
+                    .bind(id.to_string())
+                    .bind(i64::from(claim.mode == LockMode::Exclusive))
+                    .bind(place(*id))
+                    .bind(now.micros());
+            }
+            query.execute(self.on()).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn end_revoked(
@@ -285,9 +324,9 @@ fn place(id: TaskId) -> i64 {
         .unwrap_or(0)
 }
 
-fn worker_lost(id: TaskId, worker: &str, attempts: i64) -> CodedError {
+fn worker_lost(id: TaskId, worker: &str, lost: i64) -> CodedError {
     let text = format!(
-        "the worker {worker} that ran this task is gone, at attempt {attempts}; nothing of it was committed. \
+        "the worker {worker} that ran this task is gone, as at {lost} attempt(s) in all; nothing of it was committed. \
          Look at that worker's log (out of memory?), then ask for the task again"
     );
     CodedError::new(ErrorCode::WORKER_LOST, text).with("task_id", id)

@@ -1,20 +1,24 @@
-//! The schema: migrations for both engines, those of PostgreSQL alone after them.
+//! The schema: migrations for both engines, those of one alone after them.
 
 use std::collections::HashSet;
 
-use sqlx::{Row as _, migrate::Migrator};
+use sqlx::{
+    Connection as _, Executor as _, Row as _,
+    migrate::{MigrateError, Migrator},
+};
 
 use crate::{Engine, Store, StoreError};
 
 static COMMON: Migrator = sqlx::migrate!("migrations/common");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 
 impl Store {
     /// Names of the migrations that `pulp manage-db` would run, in their order.
     pub async fn pending_migrations(&self) -> Result<Vec<String>, StoreError> {
         // Asking the catalogue rather than trying the table: an unreachable database must not read as an empty one.
         let catalogue = match self.engine {
-            Engine::Postgres => "SELECT COUNT(*) AS n FROM pg_tables WHERE tablename = '_sqlx_migrations'",
+            Engine::Postgres => "SELECT COUNT(to_regclass('_sqlx_migrations')) AS n",
             Engine::Sqlite => "SELECT COUNT(*) AS n FROM sqlite_master WHERE name = '_sqlx_migrations'",
         };
         let tables: i64 = sqlx::query(catalogue).fetch_one(&self.pool).await?.try_get("n")?;
@@ -51,10 +55,25 @@ impl Store {
             .into_iter()
             .flat_map(|set| set.iter().cloned())
             .collect();
-        Migrator::with_migrations(migrations)
-            .run(&self.pool)
-            .await
-            .map_err(StoreError::Migrate)
+        let migrator = Migrator::with_migrations(migrations);
+        match self.engine {
+            // One transaction around all: the writer's place keeps other processes out.
+            Engine::Sqlite => {
+                let mut tx = self.begin().await?;
+                migrator.run(tx.on()).await.map_err(failed)?;
+                tx.commit().await
+            }
+            // An advisory lock keeps the others out. A table may take longer to rewrite, or another process to
+            // finish, than an everyday statement may last; so the connection is not one of the pool's.
+            Engine::Postgres => {
+                let mut connection = self.pool.acquire().await?.detach();
+                connection
+                    .execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+                    .await?;
+                migrator.run(&mut connection).await.map_err(failed)?;
+                Ok(connection.close().await?)
+            }
+        }
     }
 
     /// Refuses a database that is behind this release or ahead of it.
@@ -71,7 +90,7 @@ impl Store {
 
     fn migrators(&self) -> Vec<&'static Migrator> {
         match self.engine {
-            Engine::Sqlite => vec![&COMMON],
+            Engine::Sqlite => vec![&COMMON, &SQLITE],
             Engine::Postgres => vec![&COMMON, &POSTGRES],
         }
     }
@@ -82,5 +101,21 @@ impl Store {
             .flat_map(|set| set.iter())
             .map(|m| (m.version, m.description.to_string()))
             .collect()
+    }
+}
+
+fn failed(error: MigrateError) -> StoreError {
+    match error {
+        MigrateError::Execute(cause) => match StoreError::from(cause) {
+            StoreError::Database(cause) => StoreError::Migrate(MigrateError::Execute(cause)),
+            passing => passing,
+        },
+        MigrateError::ExecuteMigration(cause, version) => match StoreError::from(cause) {
+            StoreError::Database(cause) => {
+                StoreError::Migrate(MigrateError::ExecuteMigration(cause, version))
+            }
+            passing => passing,
+        },
+        other => StoreError::Migrate(other),
     }
 }

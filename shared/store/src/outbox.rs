@@ -3,14 +3,14 @@
 //! A row is deleted only after the broker has confirmed its message. Bodies are those of the broker's wire
 //! format; this crate treats them as text but for the few that its own state changes cause.
 
-use pulp_model::{Attempt, Epoch, TaskId, task::TaskClass};
-use serde_json::json;
+use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use uuid::Uuid;
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{Engine, assembled, placeholders},
+    engine::{CHUNK, Engine, bulk, placeholders, rows_of},
 };
 
 /// A message that waits for the relay.
@@ -49,18 +49,15 @@ impl Store {
             tx,
             store: self.clone(),
         };
-        let found = match &mut batch.tx {
-            Some(tx) => {
-                let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
-                sqlx::query(sql).bind(i64::from(limit)).fetch_all(tx.on()).await?
-            }
-            None => {
-                let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1";
-                sqlx::query(sql)
-                    .bind(i64::from(limit))
-                    .fetch_all(&self.pool)
-                    .await?
-            }
+        let found = if let Some(tx) = &mut batch.tx {
+            let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+            sqlx::query(sql).bind(i64::from(limit)).fetch_all(tx.on()).await?
+        } else {
+            let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1";
+            sqlx::query(sql)
+                .bind(i64::from(limit))
+                .fetch_all(&self.pool)
+                .await?
         };
         for row in found {
             batch.rows.push(OutboxRow {
@@ -91,57 +88,71 @@ impl OutboxBatch {
             Some(tx) => tx,
             None => self.store.begin().await?,
         };
-        let sql = format!(
-            "DELETE FROM outbox WHERE id IN ({})",
-            placeholders(1, confirmed.len())
-        );
-        let mut query = sqlx::query(assembled(sql));
-        for id in confirmed {
-            query = query.bind(id);
+        for chunk in confirmed.chunks(CHUNK) {
+            let mut query = bulk(format!(
+                "DELETE FROM outbox WHERE id IN ({})",
+                placeholders(1, chunk.len())
+            ));
+            for id in chunk {
+                query = query.bind(id);
+            }
+            query.execute(tx.on()).await?;
         }
-        query.execute(tx.on()).await?;
         tx.commit().await
     }
 }
 
 impl Tx {
-    pub(crate) async fn tell_submitted(&mut self, id: TaskId) -> Result<(), StoreError> {
-        self.outbox_insert(
-            INTAKE,
-            json!({"v": 1, "type": "submitted", "task_id": id}).to_string(),
-        )
-        .await
-    }
-
-    pub(crate) async fn tell_ended(&mut self, id: TaskId) -> Result<(), StoreError> {
-        self.outbox_insert(
-            INTAKE,
-            json!({"v": 1, "type": "ended", "task_id": id}).to_string(),
-        )
-        .await
-    }
-
-    pub(crate) async fn tell_granted(
-        &mut self,
-        id: TaskId,
-        attempt: Attempt,
-        class: TaskClass,
-        epoch: Epoch,
-    ) -> Result<(), StoreError> {
-        let body = json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch});
-        self.outbox_insert(class.as_str(), body.to_string()).await
-    }
-
-    async fn outbox_insert(&mut self, queue: &str, body: String) -> Result<(), StoreError> {
-        let now = self.now().await?;
-        sqlx::query("INSERT INTO outbox (id, queue, body, created) VALUES ($1, $2, $3, $4)")
-            .bind(Uuid::now_v7().to_string())
-            .bind(queue)
-            .bind(body)
-            .bind(now.micros())
-            .execute(self.on())
-            .await?;
-        self.outbox = Some(());
+    /// Leaves messages for the relay, in their order; committing rings it.
+    pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
+        for chunk in messages.chunks(CHUNK) {
+            let sql = format!(
+                "INSERT INTO outbox (id, queue, body, created) VALUES {}",
+                rows_of(4, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for message in chunk {
+                query = query
+                    .bind(Uuid::now_v7().to_string())
+                    .bind(message.queue)
+                    .bind(message.body.to_string())
+                    .bind(now.micros());
+            }
+            query.execute(self.on()).await?;
+            self.rings_relay = true;
+        }
         Ok(())
+    }
+}
+
+/// A message not yet in the outbox.
+pub(crate) struct Message {
+    queue: &'static str,
+    body: Value,
+}
+
+impl Message {
+    /// To the resource manager: a task waits.
+    pub(crate) fn submitted(id: TaskId) -> Self {
+        Self {
+            queue: INTAKE,
+            body: json!({"v": 1, "type": "submitted", "task_id": id}),
+        }
+    }
+
+    /// To the resource manager: a task holds its resources no more.
+    pub(crate) fn ended(id: TaskId) -> Self {
+        Self {
+            queue: INTAKE,
+            body: json!({"v": 1, "type": "ended", "task_id": id}),
+        }
+    }
+
+    /// To the workers of a class: a task may be claimed.
+    pub(crate) fn granted(id: TaskId, attempt: Attempt, class: TaskClass, epoch: Epoch) -> Self {
+        Self {
+            queue: class.as_str(),
+            body: json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch}),
+        }
     }
 }

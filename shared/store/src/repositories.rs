@@ -205,8 +205,14 @@ impl Tx {
 }
 
 impl FencedTx {
-    /// Deletes a repository with its importer, distributors and associations. Units stay, for others or as orphans.
+    /// Deletes a repository with its importer, distributors, associations and publish history. Units stay, for
+    /// others or as orphans. False if there was none.
     pub async fn delete_repository(&mut self, id: &RepositoryId) -> Result<bool, StoreError> {
+        // Another repository of this name must not be shown it.
+        sqlx::query("DELETE FROM publish_history WHERE repo_id = $1")
+            .bind(id.as_str())
+            .execute(self.on())
+            .await?;
         let done = sqlx::query("DELETE FROM repositories WHERE repo_id = $1")
             .bind(id.as_str())
             .execute(self.on())

@@ -254,8 +254,11 @@ impl Tx {
     pub async fn purge_ended_before(&mut self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
         let sql = "DELETE FROM tasks WHERE task_id IN (SELECT task_id FROM tasks WHERE finished < $1 \
                    AND state IN ('finished', 'error', 'canceled', 'skipped') ORDER BY finished LIMIT $2)";
-        let done =
-            sqlx::query(sql).bind(before.micros()).bind(i64::from(limit)).execute(self.on()).await?;
+        let done = sqlx::query(sql)
+            .bind(before.micros())
+            .bind(i64::from(limit))
+            .execute(self.on())
+            .await?;
         Ok(done.rows_affected())
     }
 

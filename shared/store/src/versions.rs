@@ -1,6 +1,6 @@
 //! Repository versions: each change of content is a new one, and any can be read again.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pulp_model::{
     RepositoryId, Timestamp, VersionNumber,
@@ -10,7 +10,9 @@ use serde_json::Value;
 use sqlx::Row as _;
 
 use crate::{
-    FencedTx, Store, StoreError, repositories, row,
+    FencedTx, Store, StoreError,
+    engine::{CHUNK, bulk, placeholders, rows_of},
+    repositories, row,
     units::{read_unit, unit_id},
 };
 
@@ -99,46 +101,19 @@ impl FencedTx {
         let now = self.now().await?;
         let present = self.current_unit_ids(repo).await?;
 
-        let mut added = 0;
-        let mut ids = BTreeSet::new();
-        for unit in units {
-            let id = unit_id(unit);
-            if !ids.insert(id.clone()) {
-                continue;
-            }
-            if present.contains(&id) {
-                let touch = "UPDATE repository_units SET updated = $3 WHERE repo_id = $1 AND unit_id = $2 AND removed_in IS NULL";
-                sqlx::query(touch)
-                    .bind(repo.as_str())
-                    .bind(&id)
-                    .bind(now.micros())
-                    .execute(self.on())
-                    .await?;
-                continue;
-            }
-            self.insert_unit(&id, unit, now).await?;
-            let associate = "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated) VALUES ($1, $2, $3, $4, $4)";
-            sqlx::query(associate)
-                .bind(repo.as_str())
-                .bind(&id)
-                .bind(next)
-                .bind(now.micros())
-                .execute(self.on())
-                .await?;
-            added += 1;
-        }
+        // In the order of their ids: two imports that bring the same layers must not wait for each other crosswise.
+        let wanted: BTreeMap<String, &Unit> = units.iter().map(|u| (unit_id(u), u)).collect();
+        let (known, new): (Vec<_>, Vec<_>) = wanted.iter().partition(|(id, _)| present.contains(id.as_str()));
+        let known: Vec<&str> = known.into_iter().map(|(id, _)| id.as_str()).collect();
+        let new: Vec<(&str, &Unit)> = new.into_iter().map(|(id, unit)| (id.as_str(), *unit)).collect();
+        let replaced = self.replaced_tags(repo, &wanted).await?;
+        let replaced: Vec<&str> = replaced.iter().map(String::as_str).collect();
 
-        let mut removed = 0;
-        for id in self.replaced_tags(repo, units, &ids).await? {
-            let leave = "UPDATE repository_units SET removed_in = $3 WHERE repo_id = $1 AND unit_id = $2 AND removed_in IS NULL";
-            sqlx::query(leave)
-                .bind(repo.as_str())
-                .bind(&id)
-                .bind(next)
-                .execute(self.on())
-                .await?;
-            removed += 1;
-        }
+        self.insert_units(&new, now).await?;
+        self.associate(repo, &new, next, now).await?;
+        self.set_on_current(repo, "updated", now.micros(), &known).await?;
+        self.set_on_current(repo, "removed_in", next, &replaced).await?;
+        let (added, removed) = (new.len() as i64, replaced.len() as i64);
 
         let v1_tags = repositories::v1_tags(&scratchpad);
         if added == 0 && removed == 0 && !self.v1_tags_changed(repo, base, &v1_tags).await? {
@@ -185,29 +160,103 @@ impl FencedTx {
         rows.iter().map(|r| Ok(r.try_get("unit_id")?)).collect()
     }
 
-    async fn insert_unit(&mut self, id: &str, unit: &Unit, now: Timestamp) -> Result<(), StoreError> {
-        let insert = "INSERT INTO units (unit_id, unit_type_id, identity, fields, created) VALUES ($1, $2, $3, $4, $5) \
-                      ON CONFLICT (unit_id) DO NOTHING";
-        let done = sqlx::query(insert)
-            .bind(id)
-            .bind(unit.unit_type().as_str())
-            .bind(unit.identity())
-            .bind(row::to_json(&unit.fields()))
-            .bind(now.micros())
-            .execute(self.on())
-            .await?;
-        if done.rows_affected() == 0 {
-            return Ok(());
+    /// Makes those units that no repository had before, with what they refer to.
+    async fn insert_units(&mut self, units: &[(&str, &Unit)], now: Timestamp) -> Result<(), StoreError> {
+        for chunk in units.chunks(CHUNK) {
+            let sql = format!(
+                "INSERT INTO units (unit_id, unit_type_id, identity, fields, created) VALUES {} \
+                 ON CONFLICT (unit_id) DO NOTHING RETURNING unit_id",
+                rows_of(5, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for (id, unit) in chunk {
+                query = query
+                    .bind(*id)
+                    .bind(unit.unit_type().as_str())
+                    .bind(unit.identity())
+                    .bind(row::to_json(&unit.fields()))
+                    .bind(now.micros());
+            }
+            let made: HashSet<String> = query
+                .fetch_all(self.on())
+                .await?
+                .iter()
+                .map(|r| r.try_get("unit_id"))
+                .collect::<Result<_, _>>()?;
+            let made: Vec<_> = chunk.iter().filter(|(id, _)| made.contains(*id)).collect();
+            let edges: Vec<_> = made
+                .iter()
+                .flat_map(|(id, unit)| {
+                    edges(unit)
+                        .into_iter()
+                        .map(move |(role, child)| (*id, role, child))
+                })
+                .collect();
+            self.insert_edges(&edges).await?;
         }
-        for (role, child) in edges(unit) {
-            let edge = "INSERT INTO unit_edges (parent_unit_id, role, child_identity) VALUES ($1, $2, $3) \
-                        ON CONFLICT (parent_unit_id, role, child_identity) DO NOTHING";
-            sqlx::query(edge)
-                .bind(id)
-                .bind(role)
-                .bind(child)
-                .execute(self.on())
-                .await?;
+        Ok(())
+    }
+
+    async fn insert_edges(&mut self, edges: &[(&str, &str, String)]) -> Result<(), StoreError> {
+        for chunk in edges.chunks(CHUNK) {
+            let sql = format!(
+                "INSERT INTO unit_edges (parent_unit_id, role, child_identity) VALUES {} \
+                 ON CONFLICT (parent_unit_id, role, child_identity) DO NOTHING",
+                rows_of(3, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for (parent, role, child) in chunk {
+                query = query.bind(*parent).bind(*role).bind(child);
+            }
+            query.execute(self.on()).await?;
+        }
+        Ok(())
+    }
+
+    async fn associate(
+        &mut self,
+        repo: &RepositoryId,
+        units: &[(&str, &Unit)],
+        version: i64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        for chunk in units.chunks(CHUNK) {
+            let sql = format!(
+                "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated) VALUES {}",
+                rows_of(5, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for (id, _) in chunk {
+                query = query
+                    .bind(repo.as_str())
+                    .bind(*id)
+                    .bind(version)
+                    .bind(now.micros())
+                    .bind(now.micros());
+            }
+            query.execute(self.on()).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets a column of the newest version's associations with these units.
+    async fn set_on_current(
+        &mut self,
+        repo: &RepositoryId,
+        column: &'static str,
+        value: i64,
+        unit_ids: &[&str],
+    ) -> Result<(), StoreError> {
+        for chunk in unit_ids.chunks(CHUNK) {
+            let sql = format!(
+                "UPDATE repository_units SET {column} = $1 WHERE repo_id = $2 AND removed_in IS NULL AND unit_id IN ({})",
+                placeholders(3, chunk.len())
+            );
+            let mut query = bulk(sql).bind(value).bind(repo.as_str());
+            for id in chunk {
+                query = query.bind(*id);
+            }
+            query.execute(self.on()).await?;
         }
         Ok(())
     }
@@ -216,11 +265,10 @@ impl FencedTx {
     async fn replaced_tags(
         &mut self,
         repo: &RepositoryId,
-        units: &[Unit],
-        new_ids: &BTreeSet<String>,
+        wanted: &BTreeMap<String, &Unit>,
     ) -> Result<Vec<String>, StoreError> {
-        let names: HashSet<&str> = units
-            .iter()
+        let names: HashSet<&str> = wanted
+            .values()
             .filter_map(|u| {
                 if let Unit::Tag(t) = u {
                     Some(t.name.as_str())
@@ -244,7 +292,7 @@ impl FencedTx {
             let id: String = found.try_get("unit_id")?;
             if let Unit::Tag(tag) = read_unit(found)?
                 && names.contains(tag.name.as_str())
-                && !new_ids.contains(&id)
+                && !wanted.contains_key(&id)
             {
                 replaced.push(id);
             }

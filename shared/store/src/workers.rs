@@ -49,8 +49,8 @@ pub enum Heartbeat {
 }
 
 impl Store {
-    /// Announces a process under the first free name of `prefix-0@host`, `prefix-1@host`, … (or `prefix@host`
-    /// where `numbered` is false). A row whose lease has ended is free.
+    /// Announces a process under the first free name: `prefix-0@host`, `prefix-1@host`, … where `numbered`, else
+    /// `prefix@host`, `prefix@host.1`, …. A row whose lease has ended is free.
     pub async fn register_worker(
         &self,
         role: &str,
@@ -60,13 +60,13 @@ impl Store {
         ttl: Duration,
     ) -> Result<Incarnation, StoreError> {
         for n in 0..10_000 {
-            let name = if numbered {
-                format!("{prefix}-{n}@{host}")
-            } else {
-                format!("{prefix}@{host}")
+            let name = match (numbered, n) {
+                (true, n) => format!("{prefix}-{n}@{host}"),
+                (false, 0) => format!("{prefix}@{host}"),
+                (false, n) => format!("{prefix}@{host}.{n}"),
             };
             let incarnation = Incarnation::new(WorkerName(name));
-            if self.try_register(role, &incarnation, ttl, !numbered).await? {
+            if self.try_register(role, &incarnation, ttl).await? {
                 return Ok(incarnation);
             }
         }
@@ -78,22 +78,19 @@ impl Store {
         role: &str,
         incarnation: &Incarnation,
         ttl: Duration,
-        replace_live: bool,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
-        let free_before = if replace_live { i64::MAX } else { now.micros() };
         let sql = "INSERT INTO workers (name, role, incarnation, started, last_heartbeat, expires) VALUES ($1, $2, $3, $4, $4, $5) \
                    ON CONFLICT (name) DO UPDATE SET role = excluded.role, incarnation = excluded.incarnation, \
                    started = excluded.started, last_heartbeat = excluded.last_heartbeat, expires = excluded.expires \
-                   WHERE workers.expires < $6";
+                   WHERE workers.expires < excluded.last_heartbeat";
         let done = sqlx::query(sql)
             .bind(&incarnation.name.0)
             .bind(role)
             .bind(incarnation.id.to_string())
             .bind(now.micros())
             .bind(now.plus_micros(micros(ttl)).micros())
-            .bind(free_before)
             .execute(tx.on())
             .await?;
         tx.commit().await?;

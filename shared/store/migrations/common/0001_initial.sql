@@ -92,6 +92,8 @@ CREATE TABLE tasks (
     parent_id TEXT,
     restartable BIGINT NOT NULL,
     attempt BIGINT NOT NULL,
+    -- How many of its attempts were lost with their worker. Not those handed back in order.
+    lost BIGINT NOT NULL,
     epoch BIGINT,
     worker_name TEXT,
     incarnation TEXT,

@@ -1,0 +1,23 @@
+//! The store's contract: every sentence holds on SQLite and on a real PostgreSQL.
+//!
+//! Each `async fn(&Bed)` that [`contract!`] names becomes the tests `sqlite::<name>` and `postgres::<name>`. What only
+//! one engine has (a server that goes away, a file with one writer) stands in `server` and `file`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+mod attempts;
+mod concurrency;
+mod file;
+mod grants;
+mod leases;
+mod migrations;
+mod outbox;
+mod publishing;
+mod repositories;
+mod server;
+mod tasks;
+mod users_and_uploads;
+mod versions;
+mod workers;
