@@ -311,11 +311,11 @@ fn a_switch_that_can_not_be_completed_is_not_begun() {
         let target = fs::read_link(root.join(app)).unwrap();
         assert_eq!(target, Path::new(&format!("../master/busybox/{id}/busybox.json")));
     }
-    assert!(
-        below(root)
-            .iter()
-            .all(|path| !path.to_string_lossy().contains(".tmp"))
-    );
+    let left: Vec<PathBuf> = below(root)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "tmp"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
