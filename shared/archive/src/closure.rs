@@ -99,23 +99,17 @@ impl Closure {
         digest: &Digest,
         size: Option<u64>,
         media_type: Option<&MediaType>,
-        out: &mut Output,
     ) -> Result<(), ArchiveError> {
-        self.visit(session, digest, size, media_type, out, 0).map(|_| ())
+        self.visit(session, digest, size, media_type, 0).map(|_| ())
     }
 
     /// Reads the manifest in `file`, whatever its digest is, and all below it. Gives the digest.
-    pub(crate) fn read_file(
-        &mut self,
-        session: &Session<'_>,
-        file: &str,
-        out: &mut Output,
-    ) -> Result<Digest, ArchiveError> {
+    pub(crate) fn read_file(&mut self, session: &Session<'_>, file: &str) -> Result<Digest, ArchiveError> {
         let place = session.index.require(file)?;
         let bytes = session.index.bytes(file, place, MAX_MANIFEST_BYTES)?;
         let manifest = Manifest::parse(&bytes, None).map_err(|e| json::bad(file, &e))?;
         let digest = manifest.digest().clone();
-        self.enter(session, file.to_owned(), place, manifest, out, 0)?;
+        self.enter(session, file.to_owned(), place, manifest, 0)?;
         Ok(digest)
     }
 
@@ -126,18 +120,18 @@ impl Closure {
         digest: &Digest,
         size: Option<u64>,
         media_type: Option<&MediaType>,
-        out: &mut Output,
         depth: usize,
     ) -> Result<Vec<String>, ArchiveError> {
         if let Some(known) = self.manifests.get(digest) {
             return Ok(known.missing.clone());
         }
         let Some((file, place)) = self.find(session, digest)? else {
-            if session.sink.contains(digest)?.is_some() {
-                out.reference(digest.clone());
-                return Ok(Vec::new());
-            }
-            return Ok(vec![digest.to_string()]);
+            let held = session.sink.contains(digest)?.is_some();
+            return Ok(if held {
+                Vec::new()
+            } else {
+                vec![digest.to_string()]
+            });
         };
         let inconsistent = |reason: String| Rejection::Inconsistent {
             image_id: digest.to_string(),
@@ -157,7 +151,7 @@ impl Closure {
             .into());
         }
         let manifest = Manifest::parse(&bytes, media_type).map_err(|e| json::bad(&file, &e))?;
-        self.enter(session, file, place, manifest, out, depth)
+        self.enter(session, file, place, manifest, depth)
     }
 
     fn enter(
@@ -166,7 +160,6 @@ impl Closure {
         file: String,
         place: Place,
         manifest: Manifest,
-        out: &mut Output,
         depth: usize,
     ) -> Result<Vec<String>, ArchiveError> {
         let limits = &session.options.limits;
@@ -198,7 +191,7 @@ impl Closure {
                     ..
                 } in &list.manifests
                 {
-                    let below = self.visit(session, digest, Some(*size), Some(media_type), out, depth + 1)?;
+                    let below = self.visit(session, digest, Some(*size), Some(media_type), depth + 1)?;
                     missing.extend(below);
                 }
             }
@@ -304,6 +297,13 @@ impl Closure {
         for node in nodes {
             let bytes = session.index.bytes(&node.file, node.place, MAX_MANIFEST_BYTES)?;
             crate::sink::put_bytes(session.sink, &bytes)?;
+            if let Manifest::List(list) = &node.manifest {
+                let absent = list
+                    .manifests
+                    .iter()
+                    .filter(|m| !self.manifests.contains_key(&m.digest));
+                absent.for_each(|member| out.reference(member.digest.clone()));
+            }
             out.manifest(node.manifest.clone());
         }
         Ok(())

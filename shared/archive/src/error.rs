@@ -37,6 +37,17 @@ impl SinkError {
         Self(source.into())
     }
 
+    /// What a store's writer said, without the wrapper that [`std::io::Write`] asks for.
+    pub(crate) fn writing(error: io::Error) -> Self {
+        if error.get_ref().is_none() {
+            return Self::new(error);
+        }
+        let kind = error.kind();
+        error
+            .into_inner()
+            .map_or_else(|| Self::new(io::Error::from(kind)), Self)
+    }
+
     /// What the store said.
     pub fn into_inner(self) -> Box<dyn std::error::Error + Send + Sync> {
         self.0

@@ -169,11 +169,11 @@ impl Headers {
             Extension::Global => Ok(()),
             Extension::LongName => self
                 .long_name
-                .replace(until_nul(data))
+                .replace(long_name(data)?)
                 .map_or(Ok(()), |_| Err(TWICE)),
             Extension::LongLink => self
                 .long_link
-                .replace(until_nul(data))
+                .replace(long_name(data)?)
                 .map_or(Ok(()), |_| Err(TWICE)),
             Extension::Pax => self
                 .pax
@@ -189,8 +189,17 @@ fn checksum(block: &[u8; BLOCK]) -> u32 {
     sum(block) - sum(&block[148..156]) + 8 * u32::from(b' ')
 }
 
-fn until_nul(data: &[u8]) -> Vec<u8> {
-    data.split(|b| *b == 0).next().unwrap_or_default().to_vec()
+/// A long name's record ends in one zero byte.
+fn long_name(data: &[u8]) -> Result<Vec<u8>, BadHeader> {
+    without_zeros(data.strip_suffix(&[0]).unwrap_or(data))
+}
+
+/// Some readers end a name at a zero byte, others don't.
+fn without_zeros(name: &[u8]) -> Result<Vec<u8>, BadHeader> {
+    if name.contains(&0) {
+        return Err(BadHeader("a member's name holds a zero byte"));
+    }
+    Ok(name.to_vec())
 }
 
 /// GNU's and PAX's way to a long name exclude each other; readers differ in which one they take.
@@ -219,8 +228,8 @@ fn pax_records(mut data: &[u8]) -> Result<Pax, BadHeader> {
         let equals = record.iter().position(|b| *b == b'=').ok_or(MALFORMED)?;
         let (key, value) = (&record[..equals], &record[equals + 1..]);
         let repeated = match key {
-            b"path" => pax.path.replace(value.to_vec()).is_some(),
-            b"linkpath" => pax.linkpath.replace(value.to_vec()).is_some(),
+            b"path" => pax.path.replace(without_zeros(value)?).is_some(),
+            b"linkpath" => pax.linkpath.replace(without_zeros(value)?).is_some(),
             b"size" => pax.size.replace(number(value).ok_or(MALFORMED)?).is_some(),
             _ => {
                 pax.sparse |= key.starts_with(b"GNU.sparse.");

@@ -131,7 +131,7 @@ impl Session<'_> {
         let target = Hashed::new(self.sink.create()?, Algorithm::Sha256);
         let target = gzip::compress(&mut layer, target, self.options.threads).map_err(|e| match e {
             GzipError::Read(e) => ArchiveError::decompressing(name, e),
-            GzipError::Write(e) => SinkError::new(e).into(),
+            GzipError::Write(e) => SinkError::writing(e).into(),
         })?;
         let (digest, size, writer) = target.finish();
         writer.commit(&digest)?;
@@ -208,7 +208,7 @@ fn pump(
         let Some(bytes) = buffer.get(..n).filter(|b| !b.is_empty()) else {
             return Ok(());
         };
-        target.write_all(bytes).map_err(SinkError::new)?;
+        target.write_all(bytes).map_err(SinkError::writing)?;
     }
 }
 
@@ -239,7 +239,7 @@ impl<R: Read, W: io::Write> Read for Tee<R, W> {
         let n = self.source.read(buffer)?;
         self.target
             .write_all(buffer.get(..n).unwrap_or_default())
-            .map_err(|e| ArchiveError::from(SinkError::new(e)).into_io())?;
+            .map_err(|e| ArchiveError::from(SinkError::writing(e)).into_io())?;
         Ok(n)
     }
 }

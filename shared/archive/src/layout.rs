@@ -32,7 +32,7 @@ pub(crate) struct LayoutIndex {
 /// Imports skopeo's `dir:`, whose `manifest.json` is the image's manifest or list itself. It has no tags.
 pub(crate) fn import_dir(session: &Session<'_>, out: &mut Output) -> Result<(), ArchiveError> {
     let mut closure = Closure::new(Naming::Dir);
-    let root = closure.read_file(session, docker::MANIFEST, out)?;
+    let root = closure.read_file(session, docker::MANIFEST)?;
     require_complete(&closure, &root)?;
     out.v2_head(root.clone());
     closure.store(session, &[root], out)
@@ -64,15 +64,18 @@ pub(crate) fn import_oci(
             &descriptor.digest,
             Some(descriptor.size),
             Some(&descriptor.media_type),
-            out,
         )?;
         roots.entry(descriptor.digest.clone()).or_default().extend(tags);
     }
     docker::read_repositories(session, &mut repositories)?;
+    // The annotations say of each root what it is called. `manifest.json` knows only configs, which several roots
+    // may share, so it has a say only on tags that no annotation has.
+    let annotated: BTreeSet<TagName> = roots.values().flatten().cloned().collect();
     let mut by_config: BTreeMap<&str, Vec<TagName>> = BTreeMap::new();
     for image in saved {
         let tags = image.tags(&mut repositories)?;
-        by_config.entry(hex_of(&image.config)).or_default().extend(tags);
+        let rest = tags.into_iter().filter(|tag| !annotated.contains(tag));
+        by_config.entry(hex_of(&image.config)).or_default().extend(rest);
     }
     repositories.check()?;
     if roots.is_empty() {

@@ -100,7 +100,7 @@ impl<W: Write> Write for Hashed<W> {
 pub(crate) fn put_bytes(sink: &dyn BlobSink, bytes: &[u8]) -> Result<Digest, ArchiveError> {
     let digest = Digest::sha256(bytes);
     let mut writer = sink.create()?;
-    writer.write_all(bytes).map_err(SinkError::new)?;
+    writer.write_all(bytes).map_err(SinkError::writing)?;
     writer.commit(&digest)?;
     Ok(digest)
 }

@@ -555,3 +555,37 @@ fn an_archive_packed_with_its_directory_is_read_too() {
         );
     assert_eq!(manifests(&run(&tar.done()).0).len(), 1);
 }
+
+#[test]
+fn a_platform_tagged_beside_its_index_keeps_its_own_tag() {
+    let (mut blobs, index) = multiarch();
+    blobs.push(index.clone());
+    let refs: Vec<&[u8]> = blobs.iter().map(Vec::as_slice).collect();
+    let named = |kind, bytes: &[u8], name: &str| {
+        descriptor(
+            kind,
+            bytes,
+            &json!({"io.containerd.image.name": format!("docker.io/library/x:{name}")}),
+        )
+    };
+    let roots = [
+        named("index", &index, "latest"),
+        named("manifest", &blobs[5], "amd64"),
+    ];
+    let saved = json!([{"Config": format!("blobs/sha256/{}", Digest::sha256(&blobs[4]).hex()),
+        "RepoTags": ["x:latest", "x:amd64", "x:more"], "Layers": []}]);
+    let tar = oci(&refs, &roots[..1]).json("manifest.json", &saved);
+    let found: Vec<_> = tags(&run(&tar.done()).0)
+        .into_iter()
+        .map(|(tag, ..)| tag)
+        .collect();
+    assert_eq!(found, ["amd64", "latest", "more"], "no annotation has the others");
+    let saved = json!([{"Config": format!("blobs/sha256/{}", Digest::sha256(&blobs[4]).hex()),
+        "RepoTags": ["x:latest", "x:amd64"], "Layers": []}]);
+    let (imported, _) = run(&oci(&refs, &roots).json("manifest.json", &saved).done());
+    let expected = [
+        ("amd64".to_owned(), Digest::sha256(&blobs[5]), ManifestKind::Image),
+        ("latest".to_owned(), Digest::sha256(&index), ManifestKind::List),
+    ];
+    assert_eq!(tags(&imported), expected);
+}

@@ -443,17 +443,27 @@ fn a_cancel_stops_it_at_any_time() {
     }
 }
 
-/// A store that fails when its `0`-th blob of layer size is written.
+/// A store that fails once a blob grows.
 struct FullDisk;
+
+/// What it says then.
+#[derive(Debug)]
+struct Full;
+
+impl std::fmt::Display for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no room left")
+    }
+}
+
+impl std::error::Error for Full {}
 
 struct FullWriter(usize);
 
 impl Write for FullWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0 = self
-            .0
-            .checked_sub(bytes.len())
-            .ok_or(std::io::ErrorKind::StorageFull)?;
+        let left = self.0.checked_sub(bytes.len());
+        self.0 = left.ok_or_else(|| std::io::Error::other(Full))?;
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -499,5 +509,10 @@ fn a_store_that_fails_is_not_blamed_on_the_archive() {
         let error = error.unwrap_err();
         assert!(matches!(error, ArchiveError::Store(_)), "{error}");
         assert_eq!(error.coded().code.as_str(), "PLP2002");
+        let ArchiveError::Store(store) = error else { return };
+        assert!(
+            store.into_inner().is::<Full>(),
+            "the store's own error comes through"
+        );
     }
 }
