@@ -1,23 +1,27 @@
 //! `/v2/`: the OCI distribution API, its pull and discovery parts.
 
+mod error;
+mod page;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use pulp_model::{Digest, MediaType, RegistryId, TagName};
+use pulp_model::{Digest, MediaType, TagName};
 use pulp_publication::index::IndexManifest;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::{
+    error::ApiError,
+    page::{Page, paged},
+};
 use crate::{
     data::{Held, Holdings, Tables, V2Content, V2Repo},
     http_api::{self, App, Call, FileGone},
     negotiate::{self, Accept},
     send::{self, FileAnswer},
 };
-
-/// Tags or names in one page if the client names no number; all fit in a client's memory.
-const PAGE: usize = 10_000;
 
 /// What a path below `/v2/` asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,102 +66,6 @@ impl<'a> Target<'a> {
             (Some(digest), Some("referrers"), Some(name)) => Self::Referrers { name, digest },
             _ => Self::Nothing { name: path },
         }
-    }
-}
-
-/// An error of the specification, "Error Codes".
-#[derive(Debug)]
-struct ApiError {
-    status: StatusCode,
-    code: &'static str,
-    message: &'static str,
-    detail: Value,
-}
-
-impl ApiError {
-    fn name_unknown(name: &str) -> Self {
-        if name.parse::<RegistryId>().is_err() {
-            return Self {
-                status: StatusCode::BAD_REQUEST,
-                code: "NAME_INVALID",
-                message: "invalid repository name",
-                detail: json!({ "name": name }),
-            };
-        }
-        Self {
-            status: StatusCode::NOT_FOUND,
-            code: "NAME_UNKNOWN",
-            message: "repository name not known to registry",
-            detail: json!({ "name": name }),
-        }
-    }
-
-    fn manifest_unknown(name: &str, reference: &str) -> Self {
-        Self {
-            status: StatusCode::NOT_FOUND,
-            code: "MANIFEST_UNKNOWN",
-            message: "manifest unknown",
-            detail: json!({ "name": name, "reference": reference }),
-        }
-    }
-
-    fn blob_unknown(digest: &Digest) -> Self {
-        Self {
-            status: StatusCode::NOT_FOUND,
-            code: "BLOB_UNKNOWN",
-            message: "blob unknown to registry",
-            detail: json!({ "digest": digest }),
-        }
-    }
-
-    fn digest_invalid(digest: &str) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            code: "DIGEST_INVALID",
-            message: "provided digest is not a digest",
-            detail: json!({ "digest": digest }),
-        }
-    }
-
-    fn page_invalid(n: &str) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            code: "PAGINATION_NUMBER_INVALID",
-            message: "invalid number of results requested",
-            detail: json!({ "n": n }),
-        }
-    }
-
-    fn unsupported() -> Self {
-        Self {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            code: "UNSUPPORTED",
-            message: "this registry is read-only; content is published through Pulp",
-            detail: Value::Null,
-        }
-    }
-
-    fn unavailable() -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            code: "UNAVAILABLE",
-            message: "the content can't be read at the moment, try again",
-            detail: Value::Null,
-        }
-    }
-
-    fn response(self) -> Response {
-        let error = json!({ "code": self.code, "message": self.message, "detail": self.detail });
-        let mut response = http_api::json(self.status, &json!({ "errors": [error] }));
-        let headers = response.headers_mut();
-        match self.status {
-            StatusCode::METHOD_NOT_ALLOWED => headers.insert(header::ALLOW, http_api::ALLOW),
-            StatusCode::SERVICE_UNAVAILABLE => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"))
-            }
-            _ => None,
-        };
-        response
     }
 }
 
@@ -367,54 +275,6 @@ fn catalog(call: &Call, tables: &Tables) -> Answer {
     let (repositories, more) = page.cut(open);
     let next = more.then(|| page.next("/v2/_catalog", repositories.last()));
     Ok(paged(&Catalog { repositories }, next))
-}
-
-/// `n` and `last` of a listing. Names are in the order of their bytes; `last` need not be one of them.
-struct Page {
-    n: usize,
-    last: Option<String>,
-}
-
-impl Page {
-    fn of(call: &Call) -> Result<Self, ApiError> {
-        let n = match call.query("n") {
-            None => PAGE,
-            Some(n) => match n.parse::<usize>() {
-                Ok(number) => number.min(PAGE),
-                Err(_) => return Err(ApiError::page_invalid(&n)),
-            },
-        };
-        Ok(Self {
-            n,
-            last: call.query("last").filter(|l| !l.is_empty()),
-        })
-    }
-
-    /// This page of sorted names, and whether there is another.
-    fn cut<'a>(&self, names: impl Iterator<Item = &'a String>) -> (Vec<&'a str>, bool) {
-        let seen = |name: &&'a str| self.last.as_deref().is_some_and(|last| *name <= last);
-        let mut rest = names.map(String::as_str).skip_while(seen);
-        let page: Vec<&str> = rest.by_ref().take(self.n).collect();
-        // With n=0 there is nothing to go on from.
-        let more = self.n > 0 && rest.next().is_some();
-        (page, more)
-    }
-
-    fn next(&self, path: &str, last: Option<&&str>) -> String {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        query
-            .append_pair("n", &self.n.to_string())
-            .append_pair("last", last.copied().unwrap_or_default());
-        format!("<{path}?{}>; rel=\"next\"", query.finish())
-    }
-}
-
-fn paged(body: &impl Serialize, next: Option<String>) -> Response {
-    let mut response = http_api::json(StatusCode::OK, body);
-    if let Some(Ok(next)) = next.map(|n| HeaderValue::from_str(&n)) {
-        response.headers_mut().insert(header::LINK, next);
-    }
-    response
 }
 
 /// Referrers: an index of what has the digest as its subject, empty where nothing has, or where it isn't known.
