@@ -1,1 +1,496 @@
-//! What crosses crates: end to end, engines, compatibility.
+//! Real servers for tests that cross crates: the `pulp` binary as its users start it, on free ports and in a
+//! temporary folder, either standalone or as separate processes over PostgreSQL and RabbitMQ.
+//!
+//! Everything here waits for events, never for a time, and gives up after [`PATIENCE`].
+#![allow(clippy::missing_panics_doc)]
+
+pub mod images;
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take on a busy machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The password of the user `admin` in every test.
+pub const PASSWORD: &str = "a password for tests";
+
+/// A binary of this workspace. The test command builds them all first.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap_or_default();
+    let path = test
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("target/debug"))
+        .join(name);
+    assert!(
+        path.exists(),
+        "{} is not built; run `cargo build --workspace` first",
+        path.display()
+    );
+    path
+}
+
+/// A `pulp` process; killed when dropped.
+pub struct Pulp {
+    child: Child,
+    /// What it is, for messages.
+    pub name: String,
+    log: PathBuf,
+}
+
+impl Pulp {
+    /// Starts `pulp <words…>`; its log goes to `<folder>/<name>.log`.
+    pub fn start(name: &str, folder: &Path, words: &[&str], env: &[(&str, &str)]) -> Result<Self> {
+        let log = folder.join(format!("{name}.log"));
+        let file = std::fs::File::create(&log)?;
+        let child = Command::new(binary("pulp"))
+            .args(words)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .context("can't start pulp")?;
+        Ok(Self {
+            child,
+            name: name.to_owned(),
+            log,
+        })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal by name: `TERM`, `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        let status = Command::new("kill")
+            .args([format!("-{signal}"), self.pid().to_string()])
+            .status()?;
+        ensure!(status.success(), "kill -{signal} {} failed", self.name);
+        Ok(())
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Waits until it has ended by itself; whether well.
+    pub fn wait(&mut self) -> Result<bool> {
+        let ended = wait_for(&format!("the end of {}", self.name), || {
+            Ok(self.child.try_wait()?)
+        })?;
+        Ok(ended.success())
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Pulp {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of {} ---\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// Where a server answers, whatever it is made of.
+pub trait Server {
+    /// The REST API.
+    fn api(&self) -> SocketAddr;
+    /// Crane.
+    fn crane(&self) -> SocketAddr;
+    /// Files of this test; goes with the server.
+    fn folder(&self) -> &Path;
+    /// The data directory: `content`, `uploads`, `working`, `published/docker` are below it.
+    fn data_dir(&self) -> PathBuf {
+        self.folder().join("data")
+    }
+
+    /// Runs `pulp-admin <words…>` as the user `admin`.
+    fn admin_output(&self, words: &[&str]) -> Result<Output> {
+        let output = Command::new(binary("pulp-admin"))
+            .args(words)
+            .env("HOME", self.folder())
+            .env("PULP_SERVER", format!("http://{}", self.api()))
+            .env("PULP_USERNAME", "admin")
+            .env("PULP_PASSWORD", PASSWORD)
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(output)
+    }
+
+    /// Runs `pulp-admin <words…>`, which must succeed; gives what it printed.
+    fn admin(&self, words: &[&str]) -> Result<String> {
+        let output = self.admin_output(words)?;
+        let out = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "pulp-admin {} exited {:?}\n{out}{}",
+            words.join(" "),
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(out)
+    }
+
+    /// A REST call as the user `admin`: status and JSON body. `path` follows `/pulp/api/v2`.
+    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Value)> {
+        let url = format!("http://{}/pulp/api/v2{path}", self.api());
+        let body = body.cloned();
+        let method: reqwest::Method = method.parse()?;
+        on_own_runtime(async move {
+            let request = reqwest::Client::new()
+                .request(method, url)
+                .basic_auth("admin", Some(PASSWORD));
+            let request = match &body {
+                Some(body) => request.json(body),
+                None => request,
+            };
+            let response = request.send().await?;
+            let status = response.status().as_u16();
+            let text = response.text().await?;
+            Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+        })
+    }
+
+    /// The task's row.
+    fn task(&self, id: &str) -> Result<Value> {
+        let (status, task) = self.call("GET", &format!("/tasks/{id}/"), None)?;
+        ensure!(status == 200, "task {id}: {status} {task}");
+        Ok(task)
+    }
+
+    /// Waits until a task has ended; gives its row.
+    fn wait_for_task(&self, id: &str) -> Result<Value> {
+        wait_for(&format!("the end of task {id}"), || {
+            // The API itself may be in the middle of a restart.
+            let Ok(task) = self.task(id) else { return Ok(None) };
+            let ended = matches!(
+                task["state"].as_str(),
+                Some("finished" | "error" | "canceled" | "skipped")
+            );
+            Ok(ended.then_some(task))
+        })
+    }
+
+    /// Uploads a file's bytes; gives the upload's id.
+    fn upload(&self, bytes: &[u8]) -> Result<String> {
+        let (status, made) = self.call("POST", "/content/uploads/", None)?;
+        ensure!(status == 201, "create upload: {status} {made}");
+        let id = made["upload_id"].as_str().context("no upload_id")?.to_owned();
+        for (n, chunk) in bytes.chunks(1024 * 1024).enumerate() {
+            let url = format!(
+                "http://{}/pulp/api/v2/content/uploads/{id}/{}/",
+                self.api(),
+                n * 1024 * 1024
+            );
+            let chunk = chunk.to_vec();
+            on_own_runtime(async move {
+                let put = reqwest::Client::new()
+                    .put(url)
+                    .basic_auth("admin", Some(PASSWORD))
+                    .body(chunk);
+                let response = put.send().await?;
+                ensure!(
+                    response.status().is_success(),
+                    "chunk: {}",
+                    response.text().await?
+                );
+                Ok(())
+            })?;
+        }
+        Ok(id)
+    }
+
+    /// Asks for the import of an upload; gives the task's id.
+    fn import(&self, repo: &str, upload: &str, overrides: Value) -> Result<String> {
+        let body = serde_json::json!({
+            "upload_id": upload, "unit_type_id": "docker_image", "unit_key": {}, "unit_metadata": {},
+            "override_config": overrides,
+        });
+        let (status, report) = self.call(
+            "POST",
+            &format!("/repositories/{repo}/actions/import_upload/"),
+            Some(&body),
+        )?;
+        ensure!(status == 202, "import: {status} {report}");
+        spawned(&report)
+    }
+
+    /// Asks for a publish by the web distributor; gives the task's id.
+    fn publish(&self, repo: &str) -> Result<String> {
+        let body = serde_json::json!({"id": "docker_web_distributor_name_cli"});
+        let (status, report) = self.call(
+            "POST",
+            &format!("/repositories/{repo}/actions/publish/"),
+            Some(&body),
+        )?;
+        ensure!(status == 202, "publish: {status} {report}");
+        spawned(&report)
+    }
+}
+
+/// The task of a call report.
+pub fn spawned(report: &Value) -> Result<String> {
+    let id = report["spawned_tasks"][0]["task_id"].as_str();
+    Ok(id.with_context(|| format!("no task in {report}"))?.to_owned())
+}
+
+/// `pulp standalone`.
+pub struct Standalone {
+    /// The process.
+    pub process: Pulp,
+    api: SocketAddr,
+    crane: SocketAddr,
+    folder: TempDir,
+}
+
+impl Standalone {
+    /// Starts one and waits until it says that it is ready.
+    pub fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let data = folder.path().join("data").display().to_string();
+        let words = [
+            "standalone",
+            "--data-dir",
+            &data,
+            "--api",
+            "127.0.0.1:0",
+            "--crane",
+            "127.0.0.1:0",
+        ];
+        let mut process = Pulp::start(
+            "standalone",
+            folder.path(),
+            &words,
+            &[("PULP_ADMIN_PASSWORD", PASSWORD)],
+        )?;
+        let out = process.child.stdout.take().context("no stdout")?;
+        let (mut api, mut crane) = (None, None);
+        for line in BufReader::new(out).lines() {
+            let line = line?;
+            let address = |l: &str| l.split("http://").nth(1)?.split('/').next()?.parse().ok();
+            if line.trim_start().starts_with("REST API") {
+                api = address(&line);
+            } else if line.trim_start().starts_with("Crane") {
+                crane = address(&line);
+            } else if line.starts_with("Next:") {
+                break;
+            }
+        }
+        match (api, crane) {
+            (Some(api), Some(crane)) => Ok(Self {
+                process,
+                api,
+                crane,
+                folder,
+            }),
+            _ => bail!("standalone did not say where it listens:\n{}", process.log()),
+        }
+    }
+}
+
+impl Server for Standalone {
+    fn api(&self) -> SocketAddr {
+        self.api
+    }
+
+    fn crane(&self) -> SocketAddr {
+        self.crane
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Separate processes over PostgreSQL and RabbitMQ: an api, a Crane, a scheduler, and as many resource managers and
+/// workers as asked for.
+pub struct Cluster {
+    /// The resource managers; one of them leads.
+    pub managers: Vec<Pulp>,
+    /// The workers.
+    pub workers: Vec<Pulp>,
+    /// The API process.
+    pub api_process: Pulp,
+    /// The Crane process.
+    pub crane_process: Pulp,
+    /// The scheduler.
+    pub scheduler: Pulp,
+    /// `postgres://…` of this cluster's own database.
+    pub database_url: String,
+    /// `amqp://…` of the broker, shared by prefix.
+    pub broker_url: String,
+    /// Prefix of this cluster's queues.
+    pub prefix: String,
+    api: SocketAddr,
+    crane: SocketAddr,
+    config: PathBuf,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Two resource managers and two workers.
+    pub fn start() -> Result<Self> {
+        Self::with("e2e", 2, 2)
+    }
+
+    /// `name` goes into the names of the database and of the queues.
+    pub fn with(name: &str, managers: usize, workers: usize) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let prefix = pulp_testkit::unique_prefix(name);
+        let database_url =
+            pulp_testkit::shared_postgres()?.create_database(&prefix.replace(['.', '-'], "_"))?;
+        let broker_url = pulp_testkit::shared_rabbitmq()?.url();
+        let api = SocketAddr::from(([127, 0, 0, 1], pulp_testkit::free_port()?));
+        let crane = SocketAddr::from(([127, 0, 0, 1], pulp_testkit::free_port()?));
+        let config = folder.path().join("pulp.toml");
+        std::fs::write(
+            &config,
+            format!(
+                "[database]\nurl = \"{database_url}\"\n[broker]\nurl = \"{broker_url}\"\nprefix = \"{prefix}\"\n\
+                 [storage]\nroot = \"{}\"\n[server]\napi_listen = \"{api}\"\ncrane_listen = \"{crane}\"\n\
+                 redirect_base = \"http://{crane}/pulp/docker/\"\nplugins_dir = \"{}\"\n\
+                 [crane]\npolling_interval_seconds = 2\n[tasks]\nworker_ttl_seconds = 6\n",
+                folder.path().join("data").display(),
+                folder.path().join("plugins.conf.d").display(),
+            ),
+        )?;
+        let path = config.display().to_string();
+        let migrated = Command::new(binary("pulp"))
+            .args(["manage-db", "--config", &path])
+            .env("PULP_ADMIN_PASSWORD", PASSWORD)
+            .output()?;
+        ensure!(
+            migrated.status.success(),
+            "manage-db: {}",
+            String::from_utf8_lossy(&migrated.stderr)
+        );
+        let start =
+            |name: &str, role: &str| Pulp::start(name, folder.path(), &[role, "--config", &path], &[]);
+        let cluster = Self {
+            managers: (0..managers)
+                .map(|n| start(&format!("manager-{n}"), "resource-manager"))
+                .collect::<Result<_>>()?,
+            workers: (0..workers)
+                .map(|n| start(&format!("worker-{n}"), "worker"))
+                .collect::<Result<_>>()?,
+            api_process: start("api", "api")?,
+            crane_process: start("crane", "crane")?,
+            scheduler: start("scheduler", "scheduler")?,
+            database_url,
+            broker_url,
+            prefix,
+            api,
+            crane,
+            config,
+            folder,
+        };
+        cluster.wait_until_ready(managers, workers)?;
+        Ok(cluster)
+    }
+
+    /// Starts one more process of a role.
+    pub fn start_role(&self, name: &str, role: &str) -> Result<Pulp> {
+        let path = self.config.display().to_string();
+        Pulp::start(name, self.folder.path(), &[role, "--config", &path], &[])
+    }
+
+    /// Index of the resource manager that leads, by its log.
+    pub fn leader(&self) -> Result<usize> {
+        wait_for("a leading resource manager", || {
+            Ok(self.managers.iter().position(|m| {
+                let log = m.log();
+                log.matches("leading no more").count()
+                    < log.matches("leading").count() - log.matches("leading no more").count()
+            }))
+        })
+    }
+
+    fn wait_until_ready(&self, managers: usize, workers: usize) -> Result<()> {
+        wait_for("all roles in the status", || {
+            let Ok((200, status)) = self.call("GET", "/status/", None) else {
+                return Ok(None);
+            };
+            let names: Vec<&str> = status["known_workers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|w| w["_id"].as_str())
+                .collect();
+            let count = |prefix: &str| names.iter().filter(|n| n.starts_with(prefix)).count();
+            let ready = count("resource_manager") >= managers
+                && count("reserved_resource_worker") >= workers
+                && count("scheduler") >= 1
+                && std::net::TcpStream::connect(self.crane).is_ok();
+            Ok(ready.then_some(()))
+        })
+    }
+}
+
+impl Server for Cluster {
+    fn api(&self) -> SocketAddr {
+        self.api
+    }
+
+    fn crane(&self) -> SocketAddr {
+        self.crane
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        ensure!(Instant::now() < end, "{what} did not come within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs a future to its end from code that blocks.
+fn on_own_runtime<T: Send + 'static>(run: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let thread = std::thread::spawn(move || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(run)
+    });
+    thread.join().map_err(|_| anyhow::anyhow!("the call panicked"))?
+}
+
+/// Where the shared fixtures of the project's developers lie, if they are here.
+pub fn shared_fixtures() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures");
+    if path.is_dir() {
+        return Some(path);
+    }
+    println!("../shared/fixtures is absent: what runs on it as well is passed over");
+    None
+}
