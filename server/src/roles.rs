@@ -78,18 +78,23 @@ async fn serve(role: Role, config: Config, shutdown: &Shutdown) -> anyhow::Resul
         services.config.tasks.relay_batch,
         relay_stop.clone(),
     ));
-    shutdown::notify_ready();
     let result = match role {
         Role::Api => {
             let listener = bind(services.config.server.api_listen, "server.api_listen").await?;
+            shutdown::notify_ready();
             api(&services, listener, shutdown.soft().clone()).await
         }
         Role::ResourceManager => {
+            shutdown::notify_ready();
             resource_manager(&services, shutdown.soft().clone()).await;
             Ok(())
         }
-        Role::Worker => worker(&services, shutdown).await,
+        Role::Worker => {
+            shutdown::notify_ready();
+            worker(&services, shutdown).await
+        }
         Role::Scheduler => {
+            shutdown::notify_ready();
             scheduler(&services, shutdown.soft().clone()).await;
             Ok(())
         }
@@ -164,7 +169,7 @@ pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::
         working_dir: config.storage.working_dir(),
         redirect_base: config.redirect_base(),
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
-        max_expanded_bytes: pulp_worker::DEFAULT_MAX_EXPANDED_BYTES,
+        max_expanded_bytes: config.tasks.max_expanded_bytes,
     };
     let resources = pulp_worker::Resources {
         database: services.database.clone(),
@@ -176,7 +181,10 @@ pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::
 }
 
 pub(crate) async fn scheduler(services: &Services, stop: CancellationToken) {
-    let settings = pulp_scheduler::Settings::default();
+    let settings = pulp_scheduler::Settings {
+        keep_ended_tasks: services.config.tasks.keep_ended_tasks,
+        ..pulp_scheduler::Settings::default()
+    };
     pulp_scheduler::run(
         settings,
         services.database.store.clone(),

@@ -80,9 +80,6 @@ pub(crate) struct Worker {
     pub(crate) running: Running,
 }
 
-/// What an upload may expand to unless it is set otherwise: 64 GiB.
-pub const DEFAULT_MAX_EXPANDED_BYTES: u64 = 64 * 1024 * 1024 * 1024;
-
 /// The role in the list of processes.
 const ROLE: &str = "worker";
 /// The name's prefix, as Pulp 2 clients know it.

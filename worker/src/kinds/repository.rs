@@ -1,6 +1,6 @@
 //! A repository's content as a publication: units of its newest version with the files that hold them.
 
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 use pulp_model::{
     Digest, RepositoryId,
@@ -68,6 +68,15 @@ pub(crate) async fn contents(
             Unit::Tag(tag) => contents.tags.push(tag),
         }
     }
+    // A client may have written a tag for an image that is not here (any more); it would lead nowhere.
+    let images: HashSet<_> = contents.images.iter().map(|i| &i.image_id).collect();
+    contents.v1_tags.retain(|t| {
+        let present = images.contains(&t.image_id);
+        if !present {
+            tracing::warn!(repository = %repository.id, tag = %t.tag, image = %t.image_id, "v1 tag of an absent image, not published");
+        }
+        present
+    });
     Ok(contents)
 }
 
