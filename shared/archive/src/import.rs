@@ -10,7 +10,7 @@ use crate::{
     json,
     layer::{Budget, Session},
     layout::{self, LayoutIndex},
-    list,
+    legacy, list,
     output::Output,
     upload, v1,
 };
@@ -48,7 +48,7 @@ pub fn import(
         Layout::Oci(index, saved) => layout::import_oci(&mut session, &index, &saved, &mut out)?,
         Layout::Docker(saved) => docker::import(&mut session, &saved, &mut out)?,
         Layout::Dir => layout::import_dir(&session, &mut out)?,
-        Layout::V1 => docker::import_v1(&mut session, &mut out)?,
+        Layout::V1 => legacy::import(&mut session, &mut out)?,
     }
     if out.is_empty() && options.mask_id.is_none() {
         return Err(Rejection::NoImages {

@@ -21,6 +21,7 @@ mod index;
 mod json;
 mod layer;
 mod layout;
+mod legacy;
 mod list;
 mod names;
 mod options;
