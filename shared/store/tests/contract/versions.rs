@@ -1,6 +1,6 @@
 //! Content of repositories, by version.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use futures::future::join_all;
 use pulp_model::{
@@ -8,8 +8,10 @@ use pulp_model::{
     unit::{BlobUnit, ImageUnit, ListMember, ManifestKind, ManifestListUnit, TagUnit, Unit, UnitType, V1Tag},
 };
 use pulp_store::{Store, units::unit_id};
+use sqlx::AnyConnection;
+use tokio::sync::Barrier;
 
-use crate::support::{Bed, blob, contract, delete, digest, finish, manifest, tag};
+use crate::support::{Bed, PATIENCE, blob, contract, delete, digest, eventually, finish, manifest, tag};
 
 contract!(
     a_commit_adds_a_version_and_the_same_content_again_adds_none,
@@ -343,7 +345,7 @@ async fn two_thousand_units_are_one_commit(bed: &Bed) {
 async fn imports_that_share_layers_commit_at_once(bed: &Bed) {
     let epoch = bed.lead().await;
     let worker = bed.worker(crate::support::LONG).await;
-    let layers: Vec<_> = (0..40).map(|n| blob(&format!("layer {n}"))).collect();
+    let layers: Vec<_> = (0..300).map(|n| blob(&format!("layer {n}"))).collect();
     let mut imports = Vec::new();
     for n in 0..6 {
         let repo = bed.create_repository(&format!("r{n}")).await;
@@ -352,12 +354,14 @@ async fn imports_that_share_layers_commit_at_once(bed: &Bed) {
         if n % 2 == 1 {
             units.reverse();
         }
-        units.rotate_left(n * 5);
+        units.rotate_left(n * 40);
         imports.push((repo, task, units));
     }
+    let start = Arc::new(Barrier::new(imports.len()));
     let runs = imports.into_iter().map(|(repo, task, units)| {
-        let store = bed.store.clone();
+        let (store, start) = (bed.store.clone(), Arc::clone(&start));
         tokio::spawn(async move {
+            start.wait().await;
             let mut tx = store.begin_fenced(&task.lease).await.unwrap();
             tx.commit_version(&repo, &units).await.unwrap().unwrap();
             finish(tx).await;
@@ -366,6 +370,49 @@ async fn imports_that_share_layers_commit_at_once(bed: &Bed) {
     });
     for repo in join_all(runs).await {
         let repo = repo.unwrap();
-        assert_eq!(bed.associations(&repo, &[]).await.unwrap().len(), 40, "{repo}");
+        assert_eq!(bed.associations(&repo, &[]).await.unwrap().len(), 300, "{repo}");
     }
+}
+
+/// Another import holds the unit of the lowest id and goes on to that of the highest. Ours, given the highest
+/// first, must not have taken that one while it waits for the lowest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn units_are_taken_in_the_order_of_their_ids_whatever_order_they_come_in() {
+    let bed = Bed::postgres("order").await;
+    let repo = bed.create_repository("r").await;
+    let mut units: Vec<_> = (0..10).map(|n| blob(&n.to_string())).collect();
+    units.sort_by_key(unit_id);
+    let take = async |other: &mut AnyConnection, unit: &Unit| {
+        sqlx::query("INSERT INTO units (unit_id, unit_type_id, identity, fields, created) VALUES ($1, 'docker_blob', $2, '{}', 0)")
+            .bind(unit_id(unit))
+            .bind(unit.identity())
+            .execute(other)
+            .await
+            .unwrap();
+    };
+    let raw = bed.raw().await;
+    let mut other = raw.begin().await.unwrap();
+    take(&mut other, &units[0]).await;
+    let mut ours = bed.fenced().await;
+    let reversed: Vec<_> = units.iter().rev().cloned().collect();
+    let import = tokio::spawn(async move {
+        let change = ours.commit_version(&repo, &reversed).await;
+        finish(ours).await;
+        change
+    });
+    eventually("our import waits", || async {
+        bed.number("SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+            .await
+            == 1
+    })
+    .await;
+    take(&mut other, &units[9]).await;
+    other.commit().await.unwrap();
+    let change = tokio::time::timeout(PATIENCE, import)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!((change.number.0, change.added), (1, 10));
 }
