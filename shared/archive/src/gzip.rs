@@ -4,11 +4,12 @@
 //! name in its header. Members follow each other as RFC 1952 has it (section 2.2), and every reader of image
 //! layers reads on over them. The result depends on the input alone, not on threads or machine.
 //!
-//! Level 5 of libdeflate, measured on 500 MB of `/usr/bin` and Perl's library on a Xeon of 2 cores: all of an
-//! import (hashing, compressing, hashing, storing) took 4.3 s of CPU time where `skopeo copy` of the same archive to
-//! a registry took 6.4 s, and gave 181 MB where that gave 192 MB. In 4.1 to 4.7 s of real time that is 108 to 123
-//! MB/s on a machine that was busy with other work. Compressing alone is 111 MB/s a core; level 6 gives 93 MB/s for
-//! 0.7 % less, blocks of 1 MiB would give 0.2 % less.
+//! Level 5 of libdeflate. Measured by importing 508 MB of `/usr/bin` and Perl's library (hashing, compressing, hashing,
+//! storing) in turns with `skopeo copy` of the same archive to a local registry, three times each, on 2 cores of a
+//! Xeon that other work kept busy (load average 6.5): 4.3 s of CPU time against 6.4 s, 181 MB of output against
+//! 192 MB. Real time, which that load decided, was 4.1, 4.7 and 6.9 s against 5.3, 5.8 and 8.8 s.
+//! The level was chosen by one pass of one thread over a 200 MB sample: level 5 gave 111 MB/s, level 6 93 MB/s for
+//! 0.7 % less output; blocks of 1 MiB would give 0.2 % less.
 
 use std::{
     io::{self, Read, Write},
