@@ -111,6 +111,7 @@ async fn complete_upload(app: &ApiState, id: &str) -> Result<UploadId, ApiError>
         let reason = format!("upload {id} is empty; PUT the file's bytes before importing it");
         return Err(ApiError::invalid("upload_id", reason));
     }
+    uploads::settle(app, &upload).await?;
     Ok(upload.id)
 }
 
@@ -204,7 +205,14 @@ mod tests {
         let id = api.post(path, &body).await.task();
         let task = api.get(&format!("/tasks/{id}/")).await.body;
         assert_eq!(task["task_type"], "pulp.server.managers.repo.publish.publish");
-        assert_eq!(task["tags"], json!(["pulp:repository:r", "pulp:action:publish"]));
+        assert_eq!(
+            task["tags"],
+            json!([
+                "pulp:repository:r",
+                "pulp:repository_distributor:web",
+                "pulp:action:publish"
+            ])
+        );
 
         for (path, body, status, code) in [
             (

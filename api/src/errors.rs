@@ -4,7 +4,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, Path, Request},
+    extract::{FromRequestParts, Path, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -266,7 +266,7 @@ impl IntoResponse for ApiError {
 }
 
 /// Gives refused requests their body, every answer its `x-request-id`, and failures a line in the log.
-pub(crate) async fn render(request: Request, next: Next) -> Response {
+pub(crate) async fn render(State(challenge): State<HeaderValue>, request: Request, next: Next) -> Response {
     let id = uuid::Uuid::new_v4().to_string();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;
@@ -287,10 +287,7 @@ pub(crate) async fn render(request: Request, next: Next) -> Response {
         headers.insert(header::CONTENT_TYPE, crate::replies::JSON);
         match error.status() {
             StatusCode::UNAUTHORIZED => {
-                headers.insert(
-                    header::WWW_AUTHENTICATE,
-                    HeaderValue::from_static("Basic realm=\"Pulp\", charset=\"UTF-8\""),
-                );
+                headers.insert(header::WWW_AUTHENTICATE, challenge);
             }
             StatusCode::SERVICE_UNAVAILABLE => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
@@ -313,6 +310,16 @@ fn class_key(error: &CodedError) -> (&'static str, Value) {
     } else {
         ("args", json!([]))
     }
+}
+
+/// The challenge that goes with every 401.
+pub(crate) fn challenge(server_name: &str) -> HeaderValue {
+    let name: String = server_name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || ".-:".contains(*c))
+        .collect();
+    HeaderValue::from_str(&format!("Basic realm=\"Pulp at {name}\", charset=\"UTF-8\""))
+        .unwrap_or(HeaderValue::from_static("Basic realm=\"Pulp\""))
 }
 
 /// What a key of `resources` names.
@@ -363,5 +370,64 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Segment
             Ok(Path(segments)) => Ok(Self(segments)),
             Err(_) => Err(ApiError::UnknownPath),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use axum::{Router, middleware, routing::get};
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn answer(error: fn() -> ApiError) -> (Response, Value) {
+        let router = Router::new()
+            .route("/x", get(async move || -> ApiError { error() }))
+            .layer(catch_panics())
+            .layer(middleware::from_fn_with_state(
+                challenge("pulp.example.com\"\n"),
+                render,
+            ));
+        let request = Request::get("/x").body(Body::empty()).unwrap();
+        let mut response = router.oneshot(request).await.unwrap();
+        let bytes = response.body_mut().collect().await.unwrap().to_bytes();
+        (response, serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_tells_nothing_of_itself() {
+        let (response, body) = answer(|| panic!("secret")).await;
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(body["error"]["code"], "PLP2002");
+        assert!(!body.to_string().contains("secret"));
+        assert!(response.headers().contains_key("x-request-id"));
+    }
+
+    #[tokio::test]
+    async fn full_storage_and_an_absent_database_say_that_trying_again_may_help() {
+        let full = || ApiError::Storage {
+            path: "/secret".into(),
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        let (response, body) = answer(full).await;
+        assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
+        assert!(!body.to_string().contains("/secret"));
+        let (response, _) = answer(|| ApiError::UploadBusy).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "5");
+    }
+
+    #[tokio::test]
+    async fn the_challenge_names_the_server() {
+        let (response, body) = answer(|| ApiError::WrongPassword("me".to_owned())).await;
+        let challenge = &response.headers()[header::WWW_AUTHENTICATE];
+        assert_eq!(
+            challenge,
+            "Basic realm=\"Pulp at pulp.example.com\", charset=\"UTF-8\""
+        );
+        assert_eq!(body["auth_error_code"], "invalid_username_or_password");
     }
 }

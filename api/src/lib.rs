@@ -114,6 +114,7 @@ type App = Arc<ApiState>;
 
 /// All routes, with authentication and error bodies around them.
 pub fn router(state: ApiState) -> Router {
+    let challenge = errors::challenge(&state.config.server_name);
     let app: App = Arc::new(state);
     let guarded = Routes::default()
         .and(repositories::routes())
@@ -134,7 +135,7 @@ pub fn router(state: ApiState) -> Router {
         .merge(status::routes().into_router())
         .fallback(errors::unknown_path)
         .layer(errors::catch_panics())
-        .layer(middleware::from_fn(errors::render))
+        .layer(middleware::from_fn_with_state(challenge, errors::render))
         .with_state(app)
 }
 
@@ -181,5 +182,64 @@ impl Routes {
                 .route(&format!("{bare}/"), methods.clone())
                 .route(&bare, methods)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::testing::Api;
+
+    async fn exchange(address: std::net::SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn it_serves_until_it_is_told_to_end() {
+        let api = Api::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = ApiConfig {
+            uploads_dir: api.folder.path().join("made/by/run"),
+            ..ApiConfig::default()
+        };
+        let state = ApiState::new(api.store.clone(), None, config);
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(run(state, listener, stop.clone()));
+
+        let status = "GET /pulp/api/v2/status/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let answer = exchange(address, status).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(api.folder.path().join("made/by/run").is_dir());
+
+        // A client that goes away in the middle of a chunk: what it announced never counts.
+        let id = api.upload(b"").await;
+        std::fs::write(api.folder.path().join("made/by/run").join(&id), b"").unwrap();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let put = format!(
+            "PUT /pulp/api/v2/content/uploads/{id}/0/ HTTP/1.1\r\nhost: x\r\nauthorization: Basic YWRtaW46YWRtaW4=\r\n\
+             content-length: 10\r\nconnection: close\r\n\r\n123"
+        );
+        stream.write_all(put.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let upload = api.store.upload(id.parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!(upload.size, 0, "{answer}");
+
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(10), server).await;
+        ended.unwrap().unwrap().unwrap();
     }
 }

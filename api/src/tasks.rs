@@ -229,7 +229,8 @@ mod tests {
             json!({
                 "_href": format!("/pulp/api/v2/tasks/{id}/"), "_id": {"$oid": oid}, "id": oid, "_ns": "task_status",
                 "task_id": id.to_string(), "task_type": "pulp.server.managers.repo.publish.publish",
-                "state": "waiting", "tags": ["pulp:repository:r", "pulp:action:publish"], "worker_name": null,
+                "state": "waiting", "worker_name": null,
+                "tags": ["pulp:repository:r", "pulp:repository_distributor:web", "pulp:action:publish"],
                 "queue": "", "start_time": null, "finish_time": null, "progress_report": {}, "result": null,
                 "error": null, "spawned_tasks": [], "exception": null, "traceback": null,
             })

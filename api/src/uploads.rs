@@ -124,18 +124,19 @@ async fn write_chunk(
     }
     let id = find(&app.store, &upload).await?.id;
     let path = file_of(&app, id);
-    let mut file = locked(&path).await?;
+    let locked = locked(&path).await;
     // Read again under the lock: another chunk may have come meanwhile, or the upload have gone.
     let size = find(&app.store, &upload).await?.size;
+    let mut file = locked?;
     if offset > size {
         return Err(beyond_end(offset, size).into());
     }
+    cut(&file, &path, size).await?;
     let end = match receive(&mut file, &path, offset, request.into_body(), limit).await {
         Ok(end) => end,
         Err(error) => {
-            // Bytes beyond the size were never acknowledged, so nobody may take them for content.
-            if let Err(error) = file.set_len(size).await {
-                tracing::warn!(upload_id = %id, %error, "a chunk that broke off can't be cut away");
+            if let Err(error) = cut(&file, &path, size).await {
+                tracing::warn!(upload_id = %id, %error, "a chunk that broke off is left for later");
             }
             return Err(error);
         }
@@ -149,6 +150,32 @@ async fn write_chunk(
     }
     tx.commit().await?;
     Ok(replies::ok(&Value::Null))
+}
+
+/// Cuts away what a chunk left that broke off: bytes beyond the size were never acknowledged, so nobody may take
+/// them for content. Done before each chunk and before an import, since a request can vanish at any point.
+async fn cut(file: &File, path: &Path, size: u64) -> Result<(), ApiError> {
+    let length = file.metadata().await.map_err(|e| storage(path, e))?.len();
+    if length > size {
+        file.set_len(size).await.map_err(|e| storage(path, e))?;
+    }
+    Ok(())
+}
+
+/// Makes sure that an upload's file holds what its row says, neither less nor more.
+pub(crate) async fn settle(app: &ApiState, upload: &Upload) -> Result<(), ApiError> {
+    let path = file_of(app, upload.id);
+    let file = locked(&path).await?;
+    cut(&file, &path, upload.size).await?;
+    let length = file.metadata().await.map_err(|e| storage(&path, e))?.len();
+    if length < upload.size {
+        let text = format!(
+            "it has {length} bytes of {} received; is the folder shared by all API processes?",
+            upload.size
+        );
+        return Err(storage(&path, io::Error::other(text)));
+    }
+    Ok(())
 }
 
 fn beyond_end(offset: u64, size: u64) -> CodedError {
@@ -328,6 +355,46 @@ mod tests {
         assert_eq!(reply.status, StatusCode::BAD_REQUEST);
         assert_eq!(size(&api, &id).await, 5);
         assert_eq!(bytes_of(&api, &id), b"12345");
+    }
+
+    #[tokio::test]
+    async fn what_a_lost_request_left_is_cut_away_before_the_next_chunk_and_before_an_import() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let id = api.upload(b"12345").await;
+        let leave = |bytes: &[u8]| {
+            let path = api.folder.path().join("uploads").join(&id);
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            io::Write::write_all(&mut file, bytes).unwrap();
+        };
+        leave(b"garbage");
+        assert_eq!(put(&api, &id, 5, "6").await.status, StatusCode::OK);
+        assert_eq!(bytes_of(&api, &id), b"123456");
+        leave(b"garbage");
+        let body = json!({"upload_id": id, "unit_type_id": "docker_image", "unit_key": {}});
+        api.post("/repositories/r/actions/import_upload/", &body)
+            .await
+            .task();
+        assert_eq!(bytes_of(&api, &id), b"123456");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_lost_bytes_is_not_imported() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let id = api.upload(b"12345").await;
+        std::fs::write(api.folder.path().join("uploads").join(&id), b"12").unwrap();
+        let body = json!({"upload_id": id, "unit_type_id": "docker_image", "unit_key": {}});
+        let reply = api.post("/repositories/r/actions/import_upload/", &body).await;
+        assert_eq!(
+            (reply.status, reply.code()),
+            (StatusCode::INTERNAL_SERVER_ERROR, "PLP2002")
+        );
+        let text = reply.body.to_string();
+        assert!(
+            !text.contains(api.folder.path().to_str().unwrap()),
+            "no path leaks: {text}"
+        );
     }
 
     #[tokio::test]

@@ -40,12 +40,23 @@ pub(crate) enum Test {
     Not(Box<Test>),
 }
 
-/// The largest compiled regular expression, in bytes: a filter must not take the API's memory.
-const REGEX_LIMIT: usize = 256 * 1024;
+/// The largest compiled regular expression, in bytes, and how many a filter may have: it must not take the API's
+/// memory. Clients ask for many units at once by one long alternative, so one may be large.
+const REGEX_LIMIT: usize = 4 * 1024 * 1024;
+const MOST_REGEXES: usize = 32;
 
 impl Filter {
     /// Reads a filter; the error says what is wrong.
     pub(crate) fn parse(map: &Map<String, Value>) -> Result<Self, String> {
+        if regexes(map) > MOST_REGEXES {
+            return Err(format!(
+                "more than {MOST_REGEXES} regular expressions; join them by | in fewer"
+            ));
+        }
+        Self::read(map)
+    }
+
+    fn read(map: &Map<String, Value>) -> Result<Self, String> {
         let mut parts = Vec::with_capacity(map.len());
         for (key, value) in map {
             parts.push(match key.as_str() {
@@ -93,10 +104,23 @@ fn branches(operator: &str, value: &Value) -> Result<Vec<Filter>, String> {
     };
     list.iter()
         .map(|part| match part.as_object() {
-            Some(map) => Filter::parse(map),
+            Some(map) => Filter::read(map),
             None => Err(format!("{operator} takes a list of objects")),
         })
         .collect()
+}
+
+/// How many regular expressions a filter may have, counted generously.
+fn regexes(map: &Map<String, Value>) -> usize {
+    let within = |value: &Value| match value {
+        Value::Object(inner) => regexes(inner),
+        Value::Array(list) => list.iter().filter_map(Value::as_object).map(regexes).sum(),
+        _ => 0,
+    };
+    let one = |key: &str, value: &Value| usize::from(key == "$regex" || (key == "$not" && value.is_string()));
+    map.iter()
+        .map(|(key, value)| one(key, value) + within(value))
+        .sum()
 }
 
 /// Whether an object holds operators rather than being a value.
@@ -143,7 +167,7 @@ impl Test {
                     Some(inner) if is_operators(inner) && !is_branching(inner) => {
                         Self::ElementValue(Box::new(Self::operators(inner)?))
                     }
-                    Some(inner) => Self::ElementDocument(Box::new(Filter::parse(inner)?)),
+                    Some(inner) => Self::ElementDocument(Box::new(Filter::read(inner)?)),
                     None => return Err("$elemMatch takes an object".to_owned()),
                 },
                 unknown => {
@@ -433,10 +457,20 @@ mod tests {
             (json!({"a": {"$date": 5}}), "$date"),
             (json!({"a": {"$not": 5}}), "$not"),
             (json!({"a": {"$exists": "x"}}), "$exists"),
+            (json!({"$or": vec![json!({"a": {"$regex": "x"}}); 33]}), "32"),
+            (json!({"a": {"$regex": "((((a{99}){99}){99}){99})"}}), "$regex"),
         ] {
             let error = Filter::parse(bad.as_object().unwrap()).unwrap_err();
             assert!(error.contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn a_long_alternative_of_image_ids_is_taken() {
+        let ids: Vec<String> = (0..500).map(|n| format!("{n:064x}")).collect();
+        let query = json!({"image_id": {"$regex": ids.join("|")}});
+        assert!(matches(&query, &json!({"image_id": ids[499]})));
+        assert!(!matches(&query, &json!({"image_id": "f".repeat(64)})));
     }
 
     fn scalar() -> impl Strategy<Value = Value> {

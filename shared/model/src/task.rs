@@ -346,7 +346,8 @@ impl TaskKind {
         };
         let mut tags = vec![format!("pulp:repository:{}", self.repo_id())];
         match self {
-            Self::UpdateDistributor { distributor_id, .. }
+            Self::Publish { distributor_id, .. }
+            | Self::UpdateDistributor { distributor_id, .. }
             | Self::DeleteDistributor { distributor_id, .. } => {
                 tags.push(format!("pulp:repository_distributor:{distributor_id}"));
             }
