@@ -1,7 +1,10 @@
 //! Manifests as read from their verbatim bytes. The bytes are kept; these are only views of them.
 //!
 //! Sources: OCI image specification `manifest.md`, `image-index.md`; Docker distribution `manifest-v2-2.md`,
-//! `manifest-v2-1.md`. The digest of a signed schema 1 manifest is that of its payload without the signatures.
+//! `manifest-v2-1.md`.
+//!
+//! A digest here is that of the bytes as they are stored, since they are stored under it. For a signed schema 1
+//! manifest a registry's digest is another one, of the payload without the signatures; the registry client knows it.
 
 use std::collections::BTreeMap;
 
