@@ -1,4 +1,6 @@
-//! `/repositories/<repo>/search/units/`: what a repository holds.
+//! `/repositories/<repo>/search/units/` and `/content/units/`: what a repository holds, and what is held at all.
+
+use std::collections::BTreeMap;
 
 use axum::{extract::State, routing::get};
 use pulp_model::unit::UnitType;
@@ -7,7 +9,7 @@ use serde_json::{Map, Value};
 use crate::{
     ApiError, ApiState, App, Routes,
     body::JsonObject,
-    criteria::UnitCriteria,
+    criteria::{Criteria, UnitCriteria},
     errors::Segments,
     query::Query,
     replies::{self, Reply},
@@ -15,10 +17,17 @@ use crate::{
 };
 
 pub(crate) fn routes() -> Routes {
-    Routes::default().at(
-        "/repositories/{repo}/search/units/",
-        get(search_by_query).post(search_by_body),
-    )
+    Routes::default()
+        .at(
+            "/repositories/{repo}/search/units/",
+            get(search_by_query).post(search_by_body),
+        )
+        .at("/content/units/{type}/", get(list_type))
+        .at(
+            "/content/units/{type}/search/",
+            get(search_type_by_query).post(search_type_by_body),
+        )
+        .at("/content/units/{type}/{unit}/", get(read_unit))
 }
 
 /// A GET says the same as a POST: `type_ids` as often as wanted, `limit`, `skip`, and the rest as JSON.
@@ -62,6 +71,73 @@ async fn search(app: &ApiState, repo: &str, criteria: &UnitCriteria) -> Reply {
     };
     let documents = associations.iter().map(views::association).collect();
     Ok(replies::ok(&criteria.apply(documents).into()))
+}
+
+/// Units of a type as documents; a type that nobody knows has none.
+async fn of_type(app: &ApiState, unit_type: &str) -> Result<Vec<Value>, ApiError> {
+    let Ok(unit_type) = unit_type.parse::<UnitType>() else {
+        return Ok(Vec::new());
+    };
+    let units = app.store.units_of_type(unit_type).await?;
+    Ok(units.iter().map(|u| views::unit(u).into()).collect())
+}
+
+async fn list_type(State(app): State<App>, Segments(unit_type): Segments<String>) -> Reply {
+    Ok(replies::ok(&of_type(&app, &unit_type).await?.into()))
+}
+
+async fn read_unit(State(app): State<App>, Segments((unit_type, unit)): Segments<(String, String)>) -> Reply {
+    let found = match unit_type.parse() {
+        Ok(unit_type) => app.store.unit_by_id(unit_type, &unit).await?,
+        Err(()) => None,
+    };
+    let found = found.ok_or(ApiError::NotFound {
+        kind: "content_unit_id",
+        id: unit,
+    })?;
+    Ok(replies::ok(&views::unit(&found).into()))
+}
+
+/// Asks for the repositories that hold each unit.
+const INCLUDE_REPOS: &str = "include_repos";
+
+async fn search_type_by_query(
+    State(app): State<App>,
+    Segments(unit_type): Segments<String>,
+    query: Query,
+) -> Reply {
+    let include_repos = query.flag(INCLUDE_REPOS)?;
+    let criteria = Criteria::from_query(&query, &[INCLUDE_REPOS])?;
+    search_type(&app, &unit_type, &criteria, include_repos).await
+}
+
+async fn search_type_by_body(
+    State(app): State<App>,
+    Segments(unit_type): Segments<String>,
+    JsonObject(body): JsonObject,
+) -> Reply {
+    let include_repos = pulp_model::config::boolean(&body, INCLUDE_REPOS)
+        .map_err(|_| ApiError::invalid(INCLUDE_REPOS, "include_repos must be true or false"))?;
+    search_type(&app, &unit_type, &Criteria::from_body(&body)?, include_repos).await
+}
+
+async fn search_type(app: &ApiState, unit_type: &str, criteria: &Criteria, include_repos: bool) -> Reply {
+    let found = criteria.apply(of_type(app, unit_type).await?);
+    let mut views: Vec<Value> = found
+        .into_iter()
+        .map(|document| criteria.project(document, &["_id", "_ns", "_content_type_id", "_href"]))
+        .collect();
+    if let (true, Ok(unit_type)) = (include_repos, unit_type.parse()) {
+        let mut by_unit: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for (unit, repo) in app.store.memberships(unit_type).await? {
+            by_unit.entry(unit).or_default().push(repo.as_str().into());
+        }
+        for view in &mut views {
+            let holders = view["_id"].as_str().and_then(|id| by_unit.remove(id));
+            view["repository_memberships"] = holders.unwrap_or_default().into();
+        }
+    }
+    Ok(replies::ok(&views.into()))
 }
 
 #[cfg(test)]
@@ -167,6 +243,38 @@ mod tests {
         let reply = api.get(path).await;
         assert_eq!(reply.body.as_array().unwrap().len(), 1, "{}", reply.body);
         assert_eq!(reply.body[0]["metadata"]["name"], "1.0");
+    }
+
+    #[tokio::test]
+    async fn units_are_found_without_a_repository_too() {
+        let api = api().await;
+        api.docker_repository("other").await;
+        api.add_units("other", &[blob("a")]).await;
+        let all = api.get("/content/units/docker_blob/").await.body;
+        assert_eq!(all.as_array().unwrap().len(), 2);
+        let id = all[0]["_id"].as_str().unwrap();
+        let one = api.get(&format!("/content/units/docker_blob/{id}/")).await.body;
+        assert_eq!(one, all[0]);
+        assert_eq!(
+            one["_href"],
+            format!("/pulp/api/v2/content/units/docker_blob/{id}/")
+        );
+        assert!(one["_last_updated"].as_str().unwrap().ends_with('Z'));
+        let wrong_type = api.get(&format!("/content/units/docker_tag/{id}/")).await;
+        assert_eq!(
+            (wrong_type.status, wrong_type.code()),
+            (StatusCode::NOT_FOUND, "PLP0009")
+        );
+
+        let body = json!({"criteria": {"filters": {"size": 1}, "fields": ["size"]}, "include_repos": true});
+        let found = api.post("/content/units/docker_blob/search/", &body).await.body;
+        assert_eq!(found.as_array().unwrap().len(), 1);
+        assert_eq!(found[0]["repository_memberships"], json!(["other", "r"]));
+        assert!(found[0].get("digest").is_none());
+        assert_eq!(
+            api.get("/content/units/rpm/search/?limit=1").await.body,
+            json!([])
+        );
     }
 
     #[tokio::test]

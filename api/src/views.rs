@@ -5,8 +5,14 @@
 
 use pulp_model::{TaskId, Timestamp, history::PublishHistory, unit::Unit};
 use pulp_store::{
-    distributors::Distributor, importers::Importer, repositories::Repository, tasks::Task,
-    units::Association, uploads::Upload, users::User, workers::KnownWorker,
+    distributors::Distributor,
+    importers::Importer,
+    repositories::Repository,
+    tasks::Task,
+    units::{Association, StoredUnit},
+    uploads::Upload,
+    users::User,
+    workers::KnownWorker,
 };
 use serde_json::{Map, Value, json};
 
@@ -171,6 +177,18 @@ fn metadata(unit: &Unit, id: &str, changed: Timestamp) -> Map<String, Value> {
         "downloaded": true,
     })));
     fields
+}
+
+/// A unit by itself.
+pub(crate) fn unit(u: &StoredUnit) -> Map<String, Value> {
+    let mut view = metadata(&u.unit, &u.unit_id, u.created);
+    let href = format!("{PREFIX}/content/units/{}/{}/", u.unit.unit_type(), u.unit_id);
+    view.extend(object(json!({
+        "_last_updated": u.created,
+        "_href": href,
+        "children": {},
+    })));
+    view
 }
 
 /// One publish.

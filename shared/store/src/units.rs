@@ -27,6 +27,17 @@ pub struct Association {
     pub updated: Timestamp,
 }
 
+/// A unit by itself, in whatever repositories it is, or in none.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredUnit {
+    /// The row id.
+    pub unit_id: String,
+    /// The unit.
+    pub unit: Unit,
+    /// When it was first brought in.
+    pub created: Timestamp,
+}
+
 /// The row id of a unit: made of its type and identity, so that it needs no look-up.
 pub fn unit_id(unit: &Unit) -> String {
     let digest = pulp_model::Digest::sha256(format!("{}\0{}", unit.unit_type(), unit.identity()));
@@ -64,6 +75,45 @@ impl Store {
         query.fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 
+    /// All units of a type, oldest first.
+    pub async fn units_of_type(&self, unit_type: UnitType) -> Result<Vec<StoredUnit>, StoreError> {
+        let sql = "SELECT unit_id, unit_type_id, fields, created FROM units WHERE unit_type_id = $1 \
+                   ORDER BY created, unit_id";
+        let rows = sqlx::query(sql)
+            .bind(unit_type.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(read_stored).collect()
+    }
+
+    /// One unit by its row id, if it is of this type.
+    pub async fn unit_by_id(
+        &self,
+        unit_type: UnitType,
+        unit_id: &str,
+    ) -> Result<Option<StoredUnit>, StoreError> {
+        let sql = "SELECT unit_id, unit_type_id, fields, created FROM units WHERE unit_id = $1 AND unit_type_id = $2";
+        let found = sqlx::query(sql)
+            .bind(unit_id)
+            .bind(unit_type.as_str())
+            .fetch_optional(&self.pool)
+            .await?;
+        found.map(|r| read_stored(&r)).transpose()
+    }
+
+    /// Which repositories hold units of a type in their newest version: pairs of unit row id and repository.
+    pub async fn memberships(&self, unit_type: UnitType) -> Result<Vec<(String, RepositoryId)>, StoreError> {
+        let sql = "SELECT ru.unit_id, ru.repo_id FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
+                   WHERE u.unit_type_id = $1 AND ru.removed_in IS NULL ORDER BY ru.unit_id, ru.repo_id";
+        let rows = sqlx::query(sql)
+            .bind(unit_type.as_str())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|r| Ok((r.try_get("unit_id")?, row::parsed(r, "repo_id")?)))
+            .collect()
+    }
+
     /// What a repository held in version `number`.
     pub async fn units_of_version(
         &self,
@@ -89,6 +139,14 @@ pub(crate) fn read_unit(found: &AnyRow) -> Result<Unit, StoreError> {
         .map_err(|()| StoreError::corrupt("units.unit_type_id", format!("unknown type {unit_type}")))?;
     Unit::from_fields(unit_type, row::json(found, "fields")?)
         .map_err(|e| StoreError::corrupt("units.fields", e))
+}
+
+fn read_stored(found: &AnyRow) -> Result<StoredUnit, StoreError> {
+    Ok(StoredUnit {
+        unit_id: found.try_get("unit_id")?,
+        unit: read_unit(found)?,
+        created: row::instant(found, "created")?,
+    })
 }
 
 fn read(found: &AnyRow) -> Result<Association, StoreError> {
