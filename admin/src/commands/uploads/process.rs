@@ -175,6 +175,7 @@ async fn process(app: &App, store: &Store, work: &mut Work, bg: bool) -> Result<
     let followed = app.follower().follow(vec![task], Style::Running).await;
     match followed {
         Ok(reports) => {
+            tell_notices(app, &reports);
             remove(app, store, tracker).await?;
             Ok(reports)
         }
@@ -199,6 +200,16 @@ async fn process(app: &App, store: &Store, work: &mut Work, bg: bool) -> Result<
                 app.screen.line(&format!("\n{}", clean_up_hint(tracker)));
             }
             Err(error)
+        }
+    }
+}
+
+/// What the importer wants a person to know though it succeeded, such as an image without a v2 side.
+fn tell_notices(app: &App, reports: &[Value]) {
+    for report in reports {
+        let notices = report["result"]["details"]["notices"].as_array();
+        for notice in notices.into_iter().flatten().filter_map(Value::as_str) {
+            app.screen.warning(&format!("Note: {}", printable(notice)));
         }
     }
 }
