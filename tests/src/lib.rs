@@ -237,6 +237,86 @@ pub trait Server {
         spawned(&report)
     }
 
+    /// Makes a repository with an importer and both distributors, as `pulp-admin docker repo create` does.
+    fn create_repository(&self, repo: &str, registry_id: &str) -> Result<()> {
+        let settings = serde_json::json!({"repo-registry-id": registry_id});
+        let body = serde_json::json!({
+            "id": repo, "importer_type_id": "docker_importer", "importer_config": {},
+            "distributors": [
+                {"distributor_type_id": "docker_distributor_web", "distributor_config": settings,
+                 "distributor_id": "docker_web_distributor_name_cli", "auto_publish": false},
+                {"distributor_type_id": "docker_distributor_export", "distributor_config": settings,
+                 "distributor_id": "docker_export_distributor_name_cli", "auto_publish": false},
+            ],
+        });
+        let (status, made) = self.call("POST", "/repositories/", Some(&body))?;
+        ensure!(status == 201, "create repository {repo}: {status} {made}");
+        Ok(())
+    }
+
+    /// Waits until a task has ended and is `finished`; gives its row.
+    fn wait_until_finished(&self, id: &str) -> Result<Value> {
+        let task = self.wait_for_task(id)?;
+        ensure!(
+            task["state"] == "finished",
+            "task {id} is {}: {}",
+            task["state"],
+            task["error"]
+        );
+        Ok(task)
+    }
+
+    /// Waits until a worker runs a task; gives its row. Fails if it has ended by then.
+    fn wait_until_running(&self, id: &str) -> Result<Value> {
+        wait_for(&format!("the start of task {id}"), || {
+            let task = self.task(id)?;
+            match task["state"].as_str() {
+                Some("waiting" | "accepted") => Ok(None),
+                Some("running") => Ok(Some(task)),
+                _ => bail!("task {id} ended before it could be met while it ran: {task}"),
+            }
+        })
+    }
+
+    /// Pulls an image from Crane with skopeo, which checks every digest.
+    fn pull(&self, name: &str) -> Result<Pulled> {
+        let target = tempfile::tempdir_in(self.folder())?;
+        let target = target.path().join("pulled");
+        pulp_testkit::skopeo(&[
+            "copy",
+            "--src-tls-verify=false",
+            &format!("docker://{}/{name}", self.crane()),
+            &format!("dir:{}", target.display()),
+        ])?;
+        let manifest: Value = serde_json::from_slice(&std::fs::read(target.join("manifest.json"))?)?;
+        let digest = manifest["config"]["digest"].as_str().context("no config")?;
+        let file = target.join(digest.trim_start_matches("sha256:"));
+        let config: Value = serde_json::from_slice(&std::fs::read(file)?)?;
+        let diff_ids = config["rootfs"]["diff_ids"].as_array().context("no diff_ids")?;
+        Ok(Pulled {
+            diff_ids: diff_ids
+                .iter()
+                .filter_map(|d| Some(d.as_str()?.to_owned()))
+                .collect(),
+            config: digest.to_owned(),
+        })
+    }
+
+    /// Files that a task may leave behind: temporary blobs, and whatever is in the working directory.
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let mut found = files_below(&self.data_dir().join("content/tmp"));
+        found.extend(files_below(&self.data_dir().join("working")));
+        found
+    }
+
+    /// Waits until nothing temporary is left; a task cleans up just after its end.
+    fn wait_until_clean(&self) -> Result<()> {
+        let clean = wait_for("the end of temporary files", || {
+            Ok(self.leftovers().is_empty().then_some(()))
+        });
+        clean.with_context(|| format!("left behind: {:?}", self.leftovers()))
+    }
+
     /// Asks for a publish by the web distributor; gives the task's id.
     fn publish(&self, repo: &str) -> Result<String> {
         let body = serde_json::json!({"id": "docker_web_distributor_name_cli"});
@@ -250,10 +330,33 @@ pub trait Server {
     }
 }
 
+/// What a pull brought.
+pub struct Pulled {
+    /// Digests of the uncompressed layers, base first, as the config tells them.
+    pub diff_ids: Vec<String>,
+    /// Digest of the config.
+    pub config: String,
+}
+
 /// The task of a call report.
 pub fn spawned(report: &Value) -> Result<String> {
     let id = report["spawned_tasks"][0]["task_id"].as_str();
     Ok(id.with_context(|| format!("no task in {report}"))?.to_owned())
+}
+
+/// Every file below a directory, sorted.
+pub fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    // What vanishes while it is listed is not there.
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files_below(&entry.path())),
+            Ok(_) => found.push(entry.path()),
+            Err(_) => {}
+        }
+    }
+    found.sort();
+    found
 }
 
 /// `pulp standalone`.
@@ -262,14 +365,43 @@ pub struct Standalone {
     pub process: Pulp,
     api: SocketAddr,
     crane: SocketAddr,
+    env: Vec<(String, String)>,
     folder: TempDir,
 }
 
 impl Standalone {
     /// Starts one and waits until it says that it is ready.
     pub fn start() -> Result<Self> {
+        Self::with(&[])
+    }
+
+    /// As [`start`](Self::start), with more variables `PULP_<SECTION>_<KEY>` in its environment.
+    pub fn with(env: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let data = folder.path().join("data").display().to_string();
+        let (process, api, crane) = Self::run(folder.path(), env)?;
+        Ok(Self {
+            process,
+            api,
+            crane,
+            env: env
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            folder,
+        })
+    }
+
+    /// Kills it as a crash does and starts it on the same data again. It listens on other ports then.
+    pub fn crash_and_start_again(&mut self) -> Result<()> {
+        self.process.kill()?;
+        let env = self.env.clone();
+        let env: Vec<(&str, &str)> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        (self.process, self.api, self.crane) = Self::run(self.folder.path(), &env)?;
+        Ok(())
+    }
+
+    fn run(folder: &Path, env: &[(&str, &str)]) -> Result<(Pulp, SocketAddr, SocketAddr)> {
+        let data = folder.join("data").display().to_string();
         let words = [
             "standalone",
             "--data-dir",
@@ -279,12 +411,8 @@ impl Standalone {
             "--crane",
             "127.0.0.1:0",
         ];
-        let mut process = Pulp::start(
-            "standalone",
-            folder.path(),
-            &words,
-            &[("PULP_ADMIN_PASSWORD", PASSWORD)],
-        )?;
+        let env = [&[("PULP_ADMIN_PASSWORD", PASSWORD)], env].concat();
+        let mut process = Pulp::start("standalone", folder, &words, &env)?;
         let out = process.child.stdout.take().context("no stdout")?;
         let (mut api, mut crane) = (None, None);
         for line in BufReader::new(out).lines() {
@@ -299,12 +427,7 @@ impl Standalone {
             }
         }
         match (api, crane) {
-            (Some(api), Some(crane)) => Ok(Self {
-                process,
-                api,
-                crane,
-                folder,
-            }),
+            (Some(api), Some(crane)) => Ok((process, api, crane)),
             _ => bail!("standalone did not say where it listens:\n{}", process.log()),
         }
     }
@@ -349,19 +472,54 @@ pub struct Cluster {
     folder: TempDir,
 }
 
+/// What a cluster is made of.
+pub struct ClusterOptions<'a> {
+    /// Goes into the names of the database and of the queues.
+    pub name: &'a str,
+    /// How many resource managers.
+    pub managers: usize,
+    /// How many workers.
+    pub workers: usize,
+    /// An empty database; none means one of its own on the shared server.
+    pub database_url: Option<String>,
+    /// A broker; none means the shared one.
+    pub broker_url: Option<String>,
+    /// More lines of `[tasks]`, each with its line end.
+    pub tasks: &'a str,
+}
+
+impl Default for ClusterOptions<'_> {
+    fn default() -> Self {
+        Self {
+            name: "e2e",
+            managers: 2,
+            workers: 2,
+            database_url: None,
+            broker_url: None,
+            tasks: "",
+        }
+    }
+}
+
 impl Cluster {
     /// Two resource managers and two workers.
     pub fn start() -> Result<Self> {
-        Self::with("e2e", 2, 2)
+        Self::with(ClusterOptions::default())
     }
 
-    /// `name` goes into the names of the database and of the queues.
-    pub fn with(name: &str, managers: usize, workers: usize) -> Result<Self> {
+    /// As the options say.
+    pub fn with(options: ClusterOptions<'_>) -> Result<Self> {
+        let (managers, workers) = (options.managers, options.workers);
         let folder = tempfile::tempdir()?;
-        let prefix = pulp_testkit::unique_prefix(name);
-        let database_url =
-            pulp_testkit::shared_postgres()?.create_database(&prefix.replace(['.', '-'], "_"))?;
-        let broker_url = pulp_testkit::shared_rabbitmq()?.url();
+        let prefix = pulp_testkit::unique_prefix(options.name);
+        let database_url = match options.database_url {
+            Some(url) => url,
+            None => pulp_testkit::shared_postgres()?.create_database(&prefix.replace(['.', '-'], "_"))?,
+        };
+        let broker_url = match options.broker_url {
+            Some(url) => url,
+            None => pulp_testkit::shared_rabbitmq()?.url(),
+        };
         let api = SocketAddr::from(([127, 0, 0, 1], pulp_testkit::free_port()?));
         let crane = SocketAddr::from(([127, 0, 0, 1], pulp_testkit::free_port()?));
         let config = folder.path().join("pulp.toml");
@@ -371,9 +529,10 @@ impl Cluster {
                 "[database]\nurl = \"{database_url}\"\n[broker]\nurl = \"{broker_url}\"\nprefix = \"{prefix}\"\n\
                  [storage]\nroot = \"{}\"\n[server]\napi_listen = \"{api}\"\ncrane_listen = \"{crane}\"\n\
                  redirect_base = \"http://{crane}/pulp/docker/\"\nplugins_dir = \"{}\"\n\
-                 [crane]\npolling_interval_seconds = 2\n[tasks]\nworker_ttl_seconds = 6\n",
+                 [crane]\npolling_interval_seconds = 2\n[tasks]\nworker_ttl_seconds = 6\n{}",
                 folder.path().join("data").display(),
                 folder.path().join("plugins.conf.d").display(),
+                options.tasks,
             ),
         )?;
         let path = config.display().to_string();
@@ -414,6 +573,26 @@ impl Cluster {
     pub fn start_role(&self, name: &str, role: &str) -> Result<Pulp> {
         let path = self.config.display().to_string();
         Pulp::start(name, self.folder.path(), &[role, "--config", &path], &[])
+    }
+
+    /// Runs a statement in this cluster's database; gives the rows, unaligned.
+    pub fn sql(&self, statement: &str) -> Result<String> {
+        Ok(pulp_testkit::psql(&self.database_url, statement)?
+            .trim()
+            .to_owned())
+    }
+
+    /// Index of the worker process that runs a task, by the name in the task's row.
+    pub fn worker_of(&self, task: &Value) -> Result<usize> {
+        let id = task["task_id"].as_str().context("no task_id")?;
+        let name = self.sql(&format!("SELECT worker_name FROM tasks WHERE task_id = '{id}'"))?;
+        let says_so = |w: &Pulp| {
+            w.log()
+                .lines()
+                .any(|l| l.contains("working") && l.contains(&name))
+        };
+        let found = self.workers.iter().position(says_so);
+        found.with_context(|| format!("no worker process is named {name:?}"))
     }
 
     /// Index of the resource manager that leads, by its log.

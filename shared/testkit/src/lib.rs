@@ -14,7 +14,7 @@ mod rabbitmq;
 mod registry;
 
 pub use clients::{Dockerd, Podman, skopeo, skopeo_output};
-pub use postgres::{Postgres, shared_postgres};
+pub use postgres::{Postgres, psql, shared_postgres};
 pub use process::free_port;
 pub use rabbitmq::{RabbitMq, shared_rabbitmq, unique_prefix};
 pub use registry::Registry;

@@ -127,10 +127,7 @@ impl Postgres {
     ///
     /// With the server's message.
     pub fn psql(&self, statement: &str) -> Result<String> {
-        run(Command::new(find("psql")?)
-            .args(["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-qAt", "-d"])
-            .arg(self.url())
-            .args(["-c", statement]))
+        psql(&self.url(), statement)
     }
 
     /// Stops it the way an administrator does (connections are cut, data is kept) and starts it again.
@@ -237,6 +234,18 @@ pub fn shared_postgres() -> Result<&'static Postgres> {
         })
         .as_ref()
         .map_err(|e| anyhow::anyhow!("{e}"))
+}
+
+/// Runs one statement in the database that `url` names; gives the rows, unaligned, without header.
+///
+/// # Errors
+///
+/// With the server's message.
+pub fn psql(url: &str, statement: &str) -> Result<String> {
+    run(Command::new(find("psql")?)
+        .args(["--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-qAt", "-d"])
+        .arg(url)
+        .args(["-c", statement]))
 }
 
 /// A program of the newest PostgreSQL that Debian's packages installed.
