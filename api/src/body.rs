@@ -1,9 +1,12 @@
-//! JSON bodies of requests.
+//! Bodies of requests: as they stream in, and as JSON.
+
+use std::time::Duration;
 
 use axum::{
-    body::Body,
+    body::{Body, BodyDataStream},
     extract::{FromRequest, Request},
 };
+use bytes::Bytes;
 use futures::StreamExt as _;
 use pulp_model::{CodedError, ErrorCode};
 use serde_json::{Map, Value};
@@ -39,14 +42,52 @@ impl<S: Send + Sync> FromRequest<S> for UnusedJsonObject {
     }
 }
 
+/// A body as it comes, piece by piece, up to a limit. A client that falls silent is given up: it must not hold a
+/// lock or a connection for ever.
+pub(crate) struct Pieces {
+    stream: BodyDataStream,
+    received: usize,
+    limit: usize,
+    patience: Duration,
+}
+
+impl Pieces {
+    /// How long a client may be silent within a body.
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    pub(crate) fn of(body: Body, limit: usize) -> Self {
+        Self {
+            stream: body.into_data_stream(),
+            received: 0,
+            limit,
+            patience: Self::PATIENCE,
+        }
+    }
+
+    /// The next piece; none at the body's end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let piece = match tokio::time::timeout(self.patience, self.stream.next()).await {
+            Ok(None) => return Ok(None),
+            Ok(Some(Ok(piece))) => piece,
+            Ok(Some(Err(_))) | Err(_) => return Err(ApiError::BodyBrokeOff),
+        };
+        self.received = self.received.saturating_add(piece.len());
+        if self.received > self.limit {
+            return Err(ApiError::TooLarge { limit: self.limit });
+        }
+        Ok(Some(piece))
+    }
+
+    /// How many bytes have come.
+    pub(crate) const fn received(&self) -> usize {
+        self.received
+    }
+}
+
 async fn collect(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
-    let mut stream = body.into_data_stream();
-    while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|_| ApiError::BodyBrokeOff)?;
-        if bytes.len() + piece.len() > limit {
-            return Err(ApiError::TooLarge { limit });
-        }
+    let mut pieces = Pieces::of(body, limit);
+    while let Some(piece) = pieces.next().await? {
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
@@ -104,6 +145,14 @@ mod tests {
         assert_eq!(code(b"[1]"), ErrorCode::WRONG_JSON_TYPE);
         assert_eq!(code(b"{\"a\":\"\xff\"}"), ErrorCode::NOT_UTF8);
         assert_eq!(code("[".repeat(100_000).as_bytes()), ErrorCode::BAD_JSON);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_falls_silent_is_given_up() {
+        let silent = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+        let mut pieces = Pieces::of(Body::from_stream(silent), 10);
+        pieces.patience = Duration::from_millis(1);
+        assert!(matches!(pieces.next().await, Err(ApiError::BodyBrokeOff)));
     }
 
     proptest! {

@@ -90,7 +90,7 @@ pub enum ApiError {
         instead: &'static str,
     },
     /// The body ended before it was complete (400).
-    #[error("the request's body broke off before its end; send it again")]
+    #[error("the request's body broke off, or paused too long, before its end; send it again")]
     BodyBrokeOff,
     /// The database (503 if trying again may help, else 500).
     #[error(transparent)]

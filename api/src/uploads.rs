@@ -17,7 +17,6 @@ use axum::{
     extract::{Request, State},
     routing::{get, put},
 };
-use futures::StreamExt as _;
 use http::header;
 use pulp_model::{CodedError, ErrorCode, UploadId};
 use pulp_store::{Store, uploads::Upload};
@@ -31,6 +30,7 @@ use tokio::{
 use crate::{
     ApiError, ApiState, App, Routes,
     auth::Caller,
+    body::Pieces,
     errors::Segments,
     replies::{self, Reply},
     views,
@@ -198,19 +198,13 @@ async fn receive(
 ) -> Result<u64, ApiError> {
     let failed = |e| storage(path, e);
     file.seek(SeekFrom::Start(offset)).await.map_err(failed)?;
-    let mut received = 0_usize;
-    let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|_| ApiError::BodyBrokeOff)?;
-        received = received.saturating_add(piece.len());
-        if received > limit {
-            return Err(ApiError::TooLarge { limit });
-        }
+    let mut pieces = Pieces::of(body, limit);
+    while let Some(piece) = pieces.next().await? {
         file.write_all(&piece).await.map_err(failed)?;
     }
     file.flush().await.map_err(failed)?;
     file.sync_data().await.map_err(failed)?;
-    Ok(offset.saturating_add(received as u64))
+    Ok(offset.saturating_add(pieces.received() as u64))
 }
 
 /// Opens an upload's file and locks it; the lock ends with the file.
