@@ -11,7 +11,9 @@ use pulp_store::{Store, units::unit_id};
 use sqlx::AnyConnection;
 use tokio::sync::Barrier;
 
-use crate::support::{Bed, PATIENCE, blob, contract, delete, digest, eventually, finish, manifest, tag};
+use crate::support::{
+    Bed, PATIENCE, blob, contract, delete, digest, eventually, finish, manifest, tag, tick,
+};
 
 contract!(
     a_commit_adds_a_version_and_the_same_content_again_adds_none,
@@ -29,6 +31,7 @@ contract!(
     sizes_have_sixty_four_bits,
     two_thousand_units_are_one_commit,
     imports_that_share_layers_commit_at_once,
+    a_unit_is_found_by_itself_and_with_the_repositories_that_hold_it,
 );
 
 async fn units_at(store: &Store, repo: &RepositoryId, number: i64) -> BTreeSet<String> {
@@ -415,4 +418,33 @@ async fn units_are_taken_in_the_order_of_their_ids_whatever_order_they_come_in()
         .unwrap()
         .unwrap();
     assert_eq!((change.number.0, change.added), (1, 10));
+}
+
+async fn a_unit_is_found_by_itself_and_with_the_repositories_that_hold_it(bed: &Bed) {
+    let (a, b) = (bed.create_repository("a").await, bed.create_repository("b").await);
+    let old = tag(&a, "t", "old", ManifestKind::Image);
+    let new = tag(&a, "t", "new", ManifestKind::Image);
+    bed.commit_units(&a, &[blob("1"), old.clone()]).await;
+    tick(bed).await;
+    bed.commit_units(&b, &[blob("2"), blob("1")]).await;
+    bed.commit_units(&a, std::slice::from_ref(&new)).await;
+
+    let blobs = bed.units_of_type(UnitType::DockerBlob).await.unwrap();
+    let found: Vec<_> = blobs.iter().map(|u| u.unit.clone()).collect();
+    assert_eq!(found, [blob("1"), blob("2")], "oldest first");
+    assert!(bed.units_of_type(UnitType::DockerImage).await.unwrap().is_empty());
+    // A tag that moved away is in no repository any more, but in its versions.
+    assert_eq!(bed.units_of_type(UnitType::DockerTag).await.unwrap().len(), 2);
+
+    let id = unit_id(&blob("1"));
+    let one = bed.unit_by_id(UnitType::DockerBlob, &id).await.unwrap();
+    assert_eq!(one.as_ref(), Some(&blobs[0]));
+    assert_eq!(bed.unit_by_id(UnitType::DockerTag, &id).await.unwrap(), None);
+    assert_eq!(bed.unit_by_id(UnitType::DockerBlob, "no id").await.unwrap(), None);
+
+    let mut expected = vec![(id.clone(), a.clone()), (id, b.clone()), (unit_id(&blob("2")), b)];
+    expected.sort();
+    assert_eq!(bed.memberships(UnitType::DockerBlob).await.unwrap(), expected);
+    let tags = bed.memberships(UnitType::DockerTag).await.unwrap();
+    assert_eq!(tags, [(unit_id(&new), a)]);
 }
