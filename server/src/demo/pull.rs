@@ -8,20 +8,14 @@ use pulp_model::{Digest, RegistryId, TagName};
 use pulp_registry::{Client, ClientOptions, Discard, PullReport, Reference};
 use tokio::process::Command;
 
-/// Pulls each tag of a repository.
-pub(super) async fn every_tag(crane: SocketAddr, registry_id: &str, folder: &Path) -> anyhow::Result<()> {
+/// Pulls each tag of a repository; gives how many there were.
+pub(super) async fn every_tag(crane: SocketAddr, registry_id: &str, folder: &Path) -> anyhow::Result<usize> {
     let name: RegistryId = registry_id.parse()?;
     let client = Client::new(&format!("http://{crane}"), ClientOptions::default())?;
     let tags = client.tags(&name).await.context("Crane gave no list of tags")?;
-    if tags.is_empty() {
-        println!(
-            "\nThe image has no v2 side (the import says why above), so there is nothing to pull by today's clients."
-        );
-        return Ok(());
-    }
-    for tag in tags {
+    for tag in &tags {
         let report = client.pull(&name, &Reference::Tag(tag.clone()), &Discard).await?;
-        independent(crane, &name, &tag, folder, &report).await?;
+        independent(crane, &name, tag, folder, &report).await?;
         println!(
             "{name}:{tag} is {}: {} manifest(s), {} blob(s), {} bytes, every digest checked",
             report.root,
@@ -30,7 +24,7 @@ pub(super) async fn every_tag(crane: SocketAddr, registry_id: &str, folder: &Pat
             report.bytes()
         );
     }
-    Ok(())
+    Ok(tags.len())
 }
 
 /// Pulls by skopeo or podman, whichever is there, and compares what it got with what was published.
