@@ -278,7 +278,7 @@ async fn a_unit_brought_in_again_is_updated_not_created(bed: &Bed) {
     let repo = bed.create_repository("r").await;
     bed.commit_units(&repo, &[blob("1")]).await;
     let before = bed.associations(&repo, &[]).await.unwrap().remove(0);
-    crate::support::tick(bed).await;
+    tick(bed).await;
     bed.commit_units(&repo, &[blob("1")]).await;
     let after = bed.associations(&repo, &[]).await.unwrap().remove(0);
     assert_eq!(after.created, before.created);
