@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{
     Context,
-    publish::{blocking, fingerprint, history},
+    publish::{blocking, fingerprint, history, unit_count},
     repository,
 };
 use crate::{error::TaskError, progress::StepHandle, stop::Stop};
@@ -32,9 +32,10 @@ pub(crate) async fn run(
         .clone()
         .unwrap_or_else(|| context.worker.published.export_file(&found.id));
 
+    let units = unit_count(&contents);
     let files = context
         .report
-        .step("publish_images", "Publishing Image Files.", 0);
+        .step("publish_images", "Publishing Image Files.", units);
     let save = context.report.step("save_tar", "Saving tar file.", 1);
     files.begin();
     let publication = blocking(move || Publication::new(contents)).await??;
@@ -48,7 +49,7 @@ pub(crate) async fn run(
         let (files, stop) = (files.clone(), context.stop.clone());
         blocking(move || {
             let entries = root.export_entries(&publication)?;
-            write_tar(entries, &part, &files, &stop)
+            write_tar(entries, &part, units, &files, &stop)
         })
         .await?
     };
@@ -89,6 +90,7 @@ fn part_name(target: &Path, attempt: &str) -> PathBuf {
 fn write_tar(
     entries: Vec<(String, EntrySource)>,
     part: &Path,
+    units: u64,
     step: &StepHandle,
     stop: &Stop,
 ) -> Result<(), TaskError> {
@@ -112,10 +114,10 @@ fn write_tar(
     if let Some(directory) = part.parent() {
         std::fs::create_dir_all(directory).map_err(fault)?;
     }
-    step.add_total(entries.len() as u64);
+    let members = entries.len() as u64;
     let file = File::create(part).map_err(fault)?;
     let mut tar = TarWriter::new(BufWriter::with_capacity(256 * 1024, file));
-    for (path, source) in entries {
+    for (written, (path, source)) in (1..).zip(entries) {
         if stop.is_stopped() {
             return Err(TaskError::Stopped);
         }
@@ -127,7 +129,8 @@ fn write_tar(
                 tar.append_file(&path, open, size).map_err(fault)?;
             }
         }
-        step.advance(1);
+        // The report counts units, as that of a publish does; a unit has several members.
+        step.advance(units * written / members - units * (written - 1) / members);
     }
     let mut buffer = tar.finish().map_err(fault)?;
     buffer.flush().map_err(fault)?;

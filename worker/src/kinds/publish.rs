@@ -73,11 +73,10 @@ async fn web(
         return skip(context, distributor, &fingerprint, settings).await;
     }
 
-    let items =
-        contents.images.len() + contents.blobs.len() + contents.manifests.len() + contents.lists.len();
+    let items = unit_count(&contents);
     let files = context
         .report
-        .step("publish_images", "Publishing Image Files.", items as u64);
+        .step("publish_images", "Publishing Image Files.", items);
     let over_http = context
         .report
         .step("publish_images_over_http", "Making files available via web.", 1);
@@ -85,7 +84,7 @@ async fn web(
     let publication = blocking(move || Publication::new(contents)).await??;
     let (root, attempt) = (worker.published.clone(), context.attempt_name());
     let staged = blocking(move || root.stage(&publication, &PublicationId::new(), &attempt)).await??;
-    files.advance(items as u64);
+    files.advance(items);
     files.finish();
 
     over_http.begin();
@@ -134,6 +133,13 @@ async fn refuse_taken_registry_id(
         .with("value", id)
         .with("repo_id", other)
         .into())
+}
+
+/// Units with files, which is what the reports of both distributors count.
+pub(crate) fn unit_count(contents: &Contents) -> u64 {
+    let units =
+        contents.images.len() + contents.blobs.len() + contents.manifests.len() + contents.lists.len();
+    units as u64
 }
 
 /// What a publication is made of, as one text: content, names and urls.
