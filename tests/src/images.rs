@@ -46,6 +46,46 @@ pub fn docker_archive(repo_tag: &str, layers: usize, layer_bytes: usize) -> Resu
     })
 }
 
+/// Images of Docker before 1.10, saved: no `manifest.json`, and layers that need not be tars.
+pub struct LegacyImages {
+    /// The archive.
+    pub tar: Vec<u8>,
+    /// Image ids, the tagged leaf first, its ancestors behind it.
+    pub ids: Vec<String>,
+}
+
+/// Four images in a chain, of one repository with the tag `latest`. Their layers are texts; the base has no `Size`,
+/// as those of Docker before 1.0.
+pub fn legacy_archive(repository: &str) -> Result<LegacyImages> {
+    let ids: Vec<String> = (0..4)
+        .map(|n| Digest::sha256(format!("{repository} {n}")).hex().to_owned())
+        .collect();
+    let mut archive = tar::Builder::new(Vec::new());
+    for (n, id) in ids.iter().enumerate() {
+        let mut image = json!({
+            "id": id, "created": "2014-04-08T19:31:00Z", "architecture": "amd64", "os": "linux",
+            "container_config": {"Cmd": ["/bin/sh", "-c", format!("#(nop) step {n}")]},
+        });
+        if let Some(parent) = ids.get(n + 1) {
+            image["parent"] = json!(parent);
+            image["Size"] = json!(n * 1000);
+        }
+        append(&mut archive, &format!("{id}/VERSION"), b"1.0")?;
+        append(&mut archive, &format!("{id}/json"), image.to_string().as_bytes())?;
+        append(
+            &mut archive,
+            &format!("{id}/layer.tar"),
+            format!("layer {n}, no tar").as_bytes(),
+        )?;
+    }
+    let repositories = json!({repository: {"latest": ids.first()}});
+    append(&mut archive, "repositories", repositories.to_string().as_bytes())?;
+    Ok(LegacyImages {
+        tar: archive.into_inner()?,
+        ids,
+    })
+}
+
 /// A layer with one file of `bytes` pseudo-random bytes.
 fn layer(seed: usize, bytes: usize) -> Result<Vec<u8>> {
     let mut state = seed as u64 + 0x9e37_79b9_7f4a_7c15;

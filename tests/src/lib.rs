@@ -4,7 +4,9 @@
 //! Everything here waits for events, never for a time, and gives up after [`PATIENCE`].
 #![allow(clippy::missing_panics_doc)]
 
+pub mod http;
 pub mod images;
+pub mod saved;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -23,6 +25,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The password of the user `admin` in every test.
 pub const PASSWORD: &str = "a password for tests";
+
+/// Bytes of one piece of an upload.
+const CHUNK: usize = 4 * 1024 * 1024;
 
 /// A binary of this workspace. The test command builds them all first.
 pub fn binary(name: &str) -> PathBuf {
@@ -95,6 +100,11 @@ impl Pulp {
             Ok(self.child.try_wait()?)
         })?;
         Ok(ended.success())
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
     }
 
     /// Its log so far.
@@ -198,11 +208,11 @@ pub trait Server {
         let (status, made) = self.call("POST", "/content/uploads/", None)?;
         ensure!(status == 201, "create upload: {status} {made}");
         let id = made["upload_id"].as_str().context("no upload_id")?.to_owned();
-        for (n, chunk) in bytes.chunks(1024 * 1024).enumerate() {
+        for (n, chunk) in bytes.chunks(CHUNK).enumerate() {
             let url = format!(
                 "http://{}/pulp/api/v2/content/uploads/{id}/{}/",
                 self.api(),
-                n * 1024 * 1024
+                n * CHUNK
             );
             let chunk = chunk.to_vec();
             on_own_runtime(async move {
