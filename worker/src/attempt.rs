@@ -15,6 +15,9 @@ use crate::{
     stop::{Stop, StopReason},
 };
 
+/// From this attempt on, an outage of the database ends a task in error instead of beginning it again.
+const GIVE_UP_AT: i64 = 8;
+
 /// Runs a claimed task and sees to its end.
 pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask) {
     let ClaimedTask { lease, kind } = claimed;
@@ -83,6 +86,14 @@ async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: 
             context.report.end_all(StepState::Cancelled, None);
             tracing::info!(task = %lease.task_id(), "canceled");
             end(context, kind, &Outcome::Canceled).await;
+        }
+        // Nothing was committed, or the fence refuses to give it back.
+        _ if error.is_outage() && lease.attempt().0 < GIVE_UP_AT => {
+            tracing::warn!(task = %lease.task_id(), error = ?error, "the database went away; given back");
+            persist(context, |worker, lease| async move {
+                worker.store.hand_back(&lease).await
+            })
+            .await;
         }
         _ => {
             let coded = error.coded();

@@ -54,6 +54,11 @@ impl TaskError {
         move |source| Self::Io { what, source }
     }
 
+    /// Whether the database was away: no fault of the task, which may be begun again.
+    pub(crate) const fn is_outage(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
+
     /// As the task's row and its clients see it.
     pub(crate) fn coded(&self) -> CodedError {
         match self {
