@@ -494,7 +494,7 @@ pub struct ClusterOptions<'a> {
     pub database_url: Option<String>,
     /// A broker; none means the shared one.
     pub broker_url: Option<String>,
-    /// More lines of `[tasks]`, each with its line end.
+    /// Lines of `[tasks]`.
     pub tasks: &'a str,
 }
 
@@ -506,7 +506,7 @@ impl Default for ClusterOptions<'_> {
             workers: 2,
             database_url: None,
             broker_url: None,
-            tasks: "",
+            tasks: "worker_ttl_seconds = 6",
         }
     }
 }
@@ -539,7 +539,7 @@ impl Cluster {
                 "[database]\nurl = \"{database_url}\"\n[broker]\nurl = \"{broker_url}\"\nprefix = \"{prefix}\"\n\
                  [storage]\nroot = \"{}\"\n[server]\napi_listen = \"{api}\"\ncrane_listen = \"{crane}\"\n\
                  redirect_base = \"http://{crane}/pulp/docker/\"\nplugins_dir = \"{}\"\n\
-                 [crane]\npolling_interval_seconds = 2\n[tasks]\nworker_ttl_seconds = 6\n{}",
+                 [crane]\npolling_interval_seconds = 2\n[tasks]\n{}\n",
                 folder.path().join("data").display(),
                 folder.path().join("plugins.conf.d").display(),
                 options.tasks,
