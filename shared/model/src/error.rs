@@ -18,6 +18,9 @@ macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         impl ErrorCode {
             $($(#[$doc])* pub const $name: Self = Self(std::borrow::Cow::Borrowed($text));)*
+
+            /// Every code that this release knows.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
         }
     };
 }
