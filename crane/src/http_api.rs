@@ -18,7 +18,7 @@ use tokio::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{Mode, admin, data::Tables, files, v1, v2};
+use crate::{CraneConfig, Mode, admin, data::Tables, files, v1, v2};
 
 /// Reads from disk in progress at most; more would only queue in the disk.
 const DISK_READS: usize = 64;
@@ -29,16 +29,18 @@ const FRESH_TABLES: Duration = Duration::from_secs(2);
 pub(crate) struct App {
     pub(crate) serve: bool,
     pub(crate) endpoint: Option<String>,
+    pub(crate) namespaces: Vec<String>,
     pub(crate) reads: Arc<Semaphore>,
     tables: watch::Sender<Arc<Tables>>,
     reload: Notify,
 }
 
 impl App {
-    pub(crate) fn new(mode: &Mode, endpoint: Option<String>, tables: Arc<Tables>) -> Self {
+    pub(crate) fn new(config: &CraneConfig, tables: Arc<Tables>) -> Self {
         Self {
-            serve: matches!(mode, Mode::Serve { .. }),
-            endpoint,
+            serve: matches!(config.mode, Mode::Serve { .. }),
+            endpoint: config.endpoint.clone(),
+            namespaces: config.namespaces.clone(),
             reads: Arc::new(Semaphore::new(DISK_READS)),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),

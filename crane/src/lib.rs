@@ -61,6 +61,9 @@ pub struct CraneConfig {
     pub mode: Mode,
     /// `host[:port]` for `X-Docker-Endpoints` of the v1 API; none means the request's host.
     pub endpoint: Option<String>,
+    /// Registries whose repositories are here under their own names, such as `docker.io`: to clients that use this
+    /// one as a mirror and name one of these in `ns`, `OCI-Namespace` confirms it.
+    pub namespaces: Vec<String>,
 }
 
 impl Default for CraneConfig {
@@ -71,6 +74,7 @@ impl Default for CraneConfig {
             polling_interval: Duration::from_mins(1),
             mode: Mode::SERVE,
             endpoint: None,
+            namespaces: Vec::new(),
         }
     }
 }
@@ -138,7 +142,7 @@ impl Crane {
             v2 = tables.v2.len(),
             "finished loading metadata"
         );
-        let app = Arc::new(App::new(&config.mode, config.endpoint.clone(), tables));
+        let app = Arc::new(App::new(&config, tables));
         Self { app, loader, config }
     }
 

@@ -87,7 +87,18 @@ pub(crate) async fn answer(
     } else {
         ApiError::unsupported().response()
     };
-    Ok(with_version(response))
+    Ok(with_version(with_namespace(app, call, response)))
+}
+
+/// Clients that have this registry as a mirror say with `ns` whose names they use. That the names here stand for
+/// those is for the configuration to say; elsewise the parameter is passed over.
+fn with_namespace(app: &App, call: &Call, mut response: Response) -> Response {
+    let namespace = call.query("ns").filter(|ns| app.namespaces.contains(ns));
+    if let Some(Ok(namespace)) = namespace.as_deref().map(HeaderValue::from_str) {
+        let name = HeaderName::from_static("oci-namespace");
+        response.headers_mut().insert(name, namespace);
+    }
+    response
 }
 
 /// What is said when the files of the newest tables can't be read.
@@ -255,9 +266,10 @@ async fn tags(app: &App, call: &Call, repo: &V2Repo) -> Answer {
         return Ok(redirected(&repo.url, "tags/list", None));
     };
     let name = &repo.registry_id;
-    let page = Page::of(call)?;
-    let (tags, more) = page.cut(holdings.tags.keys());
-    let next = more.then(|| page.next(&format!("/v2/{name}/tags/list"), tags.last()));
+    let page = Page::of(call, page::NAMES)?;
+    let (tags, more) = page.cut(holdings.tags.keys().map(String::as_str), |tag| tag);
+    let last = tags.last().copied().filter(|_| more);
+    let next = last.map(|last| page.next(&format!("/v2/{name}/tags/list"), last, &[]));
     Ok(paged(&Tags { name, tags }, next))
 }
 
@@ -266,14 +278,15 @@ fn catalog(call: &Call, tables: &Tables) -> Answer {
     struct Catalog<'a> {
         repositories: Vec<&'a str>,
     }
-    let page = Page::of(call)?;
+    let page = Page::of(call, page::NAMES)?;
     let open = tables
         .v2
         .iter()
         .filter(|(_, repo)| !repo.protected)
-        .map(|(name, _)| name);
-    let (repositories, more) = page.cut(open);
-    let next = more.then(|| page.next("/v2/_catalog", repositories.last()));
+        .map(|(name, _)| name.as_str());
+    let (repositories, more) = page.cut(open, |name| name);
+    let last = repositories.last().copied().filter(|_| more);
+    let next = last.map(|last| page.next("/v2/_catalog", last, &[]));
     Ok(paged(&Catalog { repositories }, next))
 }
 
@@ -301,15 +314,24 @@ async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
         .parse::<Digest>()
         .map_err(|_| ApiError::digest_invalid(digest))?;
     let wanted = call.query("artifactType").filter(|t| !t.is_empty());
+    let page = Page::of(call, page::REFERRERS)?;
     let holdings = repo.holdings().await;
-    let attached: Vec<&IndexManifest> = holdings
+    let attached: Vec<(String, &IndexManifest)> = holdings
         .as_ref()
-        .map(|h| h.referrers(&subject).collect())
+        .map(|h| h.referrers(&subject).map(|m| (m.digest.to_string(), m)).collect())
         .unwrap_or_default();
+    let asked = attached
+        .iter()
+        .filter(|(_, m)| wanted.is_none() || m.artifact_type == wanted);
+    let (attached, more) = page.cut(asked, |(digest, _)| digest);
+    let next = attached.last().filter(|_| more).map(|(last, _)| {
+        let path = format!("/v2/{}/referrers/{subject}", repo.registry_id);
+        let filter = wanted.as_deref().map(|t| ("artifactType", t));
+        page.next(&path, last, filter.as_slice())
+    });
     let manifests = attached
         .into_iter()
-        .filter(|m| wanted.is_none() || m.artifact_type == wanted)
-        .map(|m| Referrer {
+        .map(|(_, m)| Referrer {
             media_type: &m.media_type,
             digest: &m.digest,
             size: m.size,
@@ -322,7 +344,7 @@ async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
         media_type: MediaType::OCI_INDEX,
         manifests,
     };
-    let mut response = http_api::json(StatusCode::OK, &index);
+    let mut response = paged(&index, next);
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,

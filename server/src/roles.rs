@@ -204,5 +204,6 @@ pub(crate) fn crane_config(config: &Config) -> CraneConfig {
             CraneMode::Redirect => Mode::Redirect,
         },
         endpoint: config.crane.endpoint.clone(),
+        ..CraneConfig::default()
     }
 }

@@ -7,8 +7,10 @@ use serde::Serialize;
 use super::error::ApiError;
 use crate::http_api::{self, Call};
 
-/// Names in one page if the client gives no number, and at most; that many fit in any client's memory.
-const PAGE: usize = 10_000;
+/// Names in one page; that many fit in any client's memory.
+pub(super) const NAMES: usize = 10_000;
+/// Referrers in one page. Annotations have any length, and clients read 4 MiB of an index as a rule.
+pub(super) const REFERRERS: usize = 500;
 
 /// `n` and `last` of a listing. Names are in the order of their bytes; `last` need not be one of them.
 pub(super) struct Page {
@@ -17,11 +19,12 @@ pub(super) struct Page {
 }
 
 impl Page {
-    pub(super) fn of(call: &Call) -> Result<Self, ApiError> {
+    /// `most` is the number that a page has if the client gives none, and at most.
+    pub(super) fn of(call: &Call, most: usize) -> Result<Self, ApiError> {
         let n = match call.query("n") {
-            None => PAGE,
+            None => most,
             Some(n) => match n.parse::<usize>() {
-                Ok(number) => number.min(PAGE),
+                Ok(number) => number.min(most),
                 Err(_) => return Err(ApiError::page_invalid(&n)),
             },
         };
@@ -31,21 +34,27 @@ impl Page {
         })
     }
 
-    /// This page of sorted names, and whether there is another.
-    pub(super) fn cut<'a>(&self, names: impl Iterator<Item = &'a String>) -> (Vec<&'a str>, bool) {
-        let seen = |name: &&'a str| self.last.as_deref().is_some_and(|last| *name <= last);
-        let mut rest = names.map(String::as_str).skip_while(seen);
-        let page: Vec<&str> = rest.by_ref().take(self.n).collect();
+    /// This page of things sorted by name, and whether there is another.
+    pub(super) fn cut<T>(
+        &self,
+        things: impl Iterator<Item = T>,
+        name: impl Fn(&T) -> &str,
+    ) -> (Vec<T>, bool) {
+        let seen = |thing: &T| self.last.as_deref().is_some_and(|last| name(thing) <= last);
+        let mut rest = things.skip_while(seen);
+        let page: Vec<T> = rest.by_ref().take(self.n).collect();
         // With n=0 there is nothing to go on from.
         let more = self.n > 0 && rest.next().is_some();
         (page, more)
     }
 
-    pub(super) fn next(&self, path: &str, last: Option<&&str>) -> String {
+    /// The link to the page after `last`; `also` are the query's other parameters.
+    pub(super) fn next(&self, path: &str, last: &str, also: &[(&str, &str)]) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         query
             .append_pair("n", &self.n.to_string())
-            .append_pair("last", last.copied().unwrap_or_default());
+            .append_pair("last", last)
+            .extend_pairs(also);
         format!("<{path}?{}>; rel=\"next\"", query.finish())
     }
 }
