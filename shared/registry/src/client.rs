@@ -1,24 +1,27 @@
 //! Requests to one registry: addresses, authentication, statuses, paging.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
 use pulp_model::{RegistryId, TagName};
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, LINK, WWW_AUTHENTICATE},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 use url::Url;
 
 use crate::{
-    Credentials, RegistryError, Result,
+    ClientOptions, Credentials, RegistryError, Requests, Result,
     auth::{Authorization, Challenge, TokenAnswer, token_request},
+    counters::{Counters, Purpose},
     error::chain,
+    options,
+    scope::{Known, Scopes},
 };
 
 /// Largest answer of a token server, of a tag page, or of an error, in bytes.
@@ -26,45 +29,72 @@ const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
 /// Tags asked for by one request, and pages followed at most.
 const PAGE: u32 = 1000;
 const MAX_PAGES: usize = 10_000;
-
-/// How a registry is talked to.
-#[derive(Debug, Clone)]
-pub struct ClientOptions {
-    /// Login and password; none means anonymous.
-    pub credentials: Option<Credentials>,
-    /// How long a connection may take to be made.
-    pub connect_timeout: Duration,
-    /// How long nothing may come on a connection, in the midst of a blob too.
-    pub idle_timeout: Duration,
-    /// How long a small document (token, tags, manifest) may take as a whole.
-    pub document_timeout: Duration,
-    /// Requests for content at a time; 1 or more.
-    pub concurrency: usize,
-    /// Sent as `User-Agent`.
-    pub user_agent: String,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        Self {
-            credentials: None,
-            connect_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_mins(1),
-            document_timeout: Duration::from_mins(1),
-            concurrency: 4,
-            user_agent: concat!("pulp/", env!("CARGO_PKG_VERSION")).to_owned(),
-        }
-    }
-}
+/// Where Docker Hub's registry is.
+const DOCKER_HUB: &str = "registry-1.docker.io";
 
 /// A registry. Clones share connections and tokens.
 #[derive(Clone)]
 pub struct Client {
     http: reqwest::Client,
     base: Url,
-    options: Arc<ClientOptions>,
-    /// What was good for a scope (a repository's name, empty for the registry itself).
-    authorizations: Arc<Mutex<HashMap<String, Authorization>>>,
+    shared: Arc<Shared>,
+}
+
+/// What all clones of a client have in common.
+struct Shared {
+    options: ClientOptions,
+    scopes: Scopes,
+    counters: Counters,
+    /// Nobody asks before this instant: the registry said so to one of us.
+    not_before: Mutex<Option<Instant>>,
+}
+
+/// A request, as often as it is sent.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) url: &'a Url,
+    pub(crate) accept: Option<&'a str>,
+    /// The scope of its token.
+    pub(crate) name: &'a str,
+    pub(crate) length: Length,
+    pub(crate) purpose: Purpose,
+    /// First byte wanted.
+    pub(crate) from: u64,
+}
+
+impl<'a> Ask<'a> {
+    /// A small document.
+    pub(crate) const fn document(url: &'a Url, name: &'a str, purpose: Purpose) -> Self {
+        Self {
+            method: &Method::GET,
+            url,
+            accept: None,
+            name,
+            length: Length::Document,
+            purpose,
+            from: 0,
+        }
+    }
+}
+
+/// A small document with what was said of it.
+pub(crate) struct Document {
+    pub(crate) headers: HeaderMap,
+    pub(crate) bytes: Bytes,
+}
+
+/// Failures of a request in a row.
+pub(crate) struct Failures(u32);
+
+impl Failures {
+    pub(crate) const fn none() -> Self {
+        Self(0)
+    }
+
+    pub(crate) const fn forget(&mut self) {
+        self.0 = 0;
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -106,30 +136,63 @@ impl Client {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let http = reqwest::Client::builder()
-            .user_agent(&options.user_agent)
-            .connect_timeout(options.connect_timeout)
-            .read_timeout(options.idle_timeout)
-            .build()
-            .map_err(|e| wrong(chain(&e)))?;
-        let (options, authorizations) = (Arc::new(options), Arc::default());
+        if matches!(
+            base.host_str(),
+            Some("docker.io" | "index.docker.io" | "registry.hub.docker.com")
+        ) {
+            // The names that people know; the registry of today is behind this one.
+            base.set_host(Some(DOCKER_HUB))
+                .map_err(|e| wrong(e.to_string()))?;
+        }
+        let http = options::build(&options).map_err(wrong)?;
         Ok(Self {
             http,
             base,
-            options,
-            authorizations,
+            shared: Arc::new(Shared {
+                options,
+                scopes: Scopes::default(),
+                counters: Counters::default(),
+                not_before: Mutex::default(),
+            }),
         })
+    }
+
+    /// The registry's address, as all requests begin.
+    pub fn base_url(&self) -> &str {
+        self.base.as_str()
+    }
+
+    /// What was asked so far, by all clones of this client together.
+    pub fn requests(&self) -> Requests {
+        self.shared.counters.read()
+    }
+
+    /// The full name of a repository: Docker Hub keeps those without a namespace under `library/`.
+    pub fn full_name(&self, name: &RegistryId) -> RegistryId {
+        let host = self.base.host_str().unwrap_or_default();
+        let hub = host
+            .strip_suffix(".docker.io")
+            .is_some_and(|first| first.starts_with("registry"));
+        if hub && !name.as_str().contains('/') {
+            format!("library/{name}").parse().unwrap_or_else(|_| name.clone())
+        } else {
+            name.clone()
+        }
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.shared.counters.received(bytes);
     }
 
     /// Requests for content at a time.
     pub(crate) fn concurrency(&self) -> usize {
-        self.options.concurrency.max(1)
+        self.shared.options.concurrency.max(1)
     }
 
     /// Whether a registry is there that speaks version 2 and lets us in.
     pub async fn ping(&self) -> Result<()> {
         let url = self.url("v2/")?;
-        self.request(Method::GET, &url, None, "", Length::Document)
+        self.document(Ask::document(&url, "", Purpose::Ping), MAX_DOCUMENT)
             .await?;
         Ok(())
     }
@@ -154,13 +217,11 @@ impl Client {
             if seen.len() > MAX_PAGES {
                 return Err(protocol(format!("more than {MAX_PAGES} pages of tags")));
             }
-            let response = self
-                .request(Method::GET, &url, None, name.as_str(), Length::Document)
-                .await?;
-            let next = next_page(response.headers());
-            let body = read_document(response, &url, MAX_DOCUMENT).await?;
-            let page: Page =
-                serde_json::from_slice(&body).map_err(|e| protocol(format!("no list of tags: {e}")))?;
+            let ask = Ask::document(&url, name.as_str(), Purpose::Tags);
+            let document = self.document(ask, MAX_DOCUMENT).await?;
+            let next = next_page(&document.headers);
+            let page: Page = serde_json::from_slice(&document.bytes)
+                .map_err(|e| protocol(format!("no list of tags: {e}")))?;
             tags.extend(page.tags.unwrap_or_default());
             let Some(next) = next else { return Ok(tags) };
             let next = url
@@ -182,56 +243,150 @@ impl Client {
         })
     }
 
-    /// Sends a request; authenticates if asked to; any status but success is an error.
-    pub(crate) async fn request(
-        &self,
-        method: Method,
-        url: &Url,
-        accept: Option<&str>,
-        name: &str,
-        length: Length,
-    ) -> Result<Response> {
-        let known = self.known_authorization(name);
-        let response = self
-            .send(method.clone(), url, accept, known.as_ref(), length)
-            .await?;
+    /// Sends a request until it succeeds or trying again is of no use; gives its headers, with the body to come.
+    pub(crate) async fn request(&self, ask: Ask<'_>) -> Result<Response> {
+        let mut failures = Failures::none();
+        loop {
+            match self.attempt(ask).await {
+                Ok(response) => return Ok(response),
+                Err(error) => self.pause(&mut failures, error).await?,
+            }
+        }
+    }
+
+    /// The same for a document that is read whole; more than `limit` bytes are an error.
+    pub(crate) async fn document(&self, ask: Ask<'_>, limit: u64) -> Result<Document> {
+        let mut failures = Failures::none();
+        loop {
+            let read = async {
+                let response = self.attempt(ask).await?;
+                let headers = response.headers().clone();
+                let bytes = read_document(response, ask.url, limit).await?;
+                Ok(Document { headers, bytes })
+            };
+            match read.await {
+                Ok(document) => return Ok(document),
+                Err(error) => self.pause(&mut failures, error).await?,
+            }
+        }
+    }
+
+    /// Waits before the next try, or hands the error back if there shall be none.
+    pub(crate) async fn pause(&self, failures: &mut Failures, error: RegistryError) -> Result<()> {
+        failures.0 = failures.0.saturating_add(1);
+        let pause = self
+            .shared
+            .options
+            .retries
+            .pause(failures.0, &error, rand::random());
+        let Some(pause) = pause else { return Err(error) };
+        tracing::debug!(error = %error, pause = ?pause, "trying again");
+        if matches!(error, RegistryError::RateLimited { .. }) {
+            // One of us was told; all of us are meant.
+            let mut not_before = self
+                .shared
+                .not_before
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let until = Instant::now() + pause;
+            *not_before = Some(not_before.map_or(until, |earlier| earlier.max(until)));
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Sends a request once; authenticates if asked to; any status but success is an error.
+    ///
+    /// Of many requests of a scope that begin together the first goes alone, so that one token does for all.
+    async fn attempt(&self, ask: Ask<'_>) -> Result<Response> {
+        let scope = self.shared.scopes.of(ask.name);
+        let mut known = scope.lock().await;
+        if known.has_ended() {
+            let challenges = std::mem::take(&mut known.challenges);
+            let fresh = self.authorize(&challenges, ask.url, ask.name, false).await;
+            known.challenges = challenges;
+            known.authorization = Some(fresh?);
+        }
+        let used = known.good();
+        if !known.asked {
+            let response = self.send(ask, used.as_ref()).await?;
+            known.asked = true;
+            if response.status() != StatusCode::UNAUTHORIZED {
+                drop(known);
+                return checked(response, ask.url).await;
+            }
+            return self.answer_challenge(ask, response, known, used).await;
+        }
+        drop(known);
+        let response = self.send(ask, used.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            return checked(response, url).await;
+            return checked(response, ask.url).await;
         }
-        let challenges = challenges(response.headers());
-        let fresh = self.authorize(&challenges, url, name, known.is_some()).await?;
-        let response = self.send(method, url, accept, Some(&fresh), length).await?;
-        if response.status().is_success() {
-            let mut known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
-            known.insert(name.to_owned(), fresh);
-        }
-        checked(response, url).await
+        let known = scope.lock().await;
+        self.answer_challenge(ask, response, known, used).await
     }
 
-    fn known_authorization(&self, name: &str) -> Option<Authorization> {
-        let known = self.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(name).filter(|a| a.is_good(Instant::now())).cloned()
-    }
-
-    async fn send(
+    /// After a 401: with what another request got meanwhile, or with a new authorization. A second 401 is final.
+    async fn answer_challenge(
         &self,
-        method: Method,
-        url: &Url,
-        accept: Option<&str>,
-        authorization: Option<&Authorization>,
-        length: Length,
+        ask: Ask<'_>,
+        refused: Response,
+        mut known: tokio::sync::MutexGuard<'_, Known>,
+        used: Option<Authorization>,
     ) -> Result<Response> {
-        let mut request = self.http.request(method, url.clone());
-        if let Some(accept) = accept {
+        let newer = known
+            .good()
+            .filter(|now| used.as_ref().is_none_or(|used| used.header != now.header));
+        let authorization = if let Some(newer) = newer {
+            newer
+        } else {
+            let challenges = challenges(refused.headers());
+            // Basic stays the same: refused once, it is wrong.
+            let fresh = self
+                .authorize(&challenges, ask.url, ask.name, used.is_some())
+                .await?;
+            known.authorization = Some(fresh.clone());
+            known.challenges = challenges;
+            fresh
+        };
+        drop(known);
+        let response = self.send(ask, Some(&authorization)).await?;
+        checked(response, ask.url).await
+    }
+
+    async fn send(&self, ask: Ask<'_>, authorization: Option<&Authorization>) -> Result<Response> {
+        self.wait_for_leave().await;
+        self.shared.counters.sent(ask.purpose);
+        // What comes is hashed as it comes: nobody may pack or unpack it on the way.
+        let mut request = self
+            .http
+            .request(ask.method.clone(), ask.url.clone())
+            .header(ACCEPT_ENCODING, "identity");
+        if let Some(accept) = ask.accept {
             request = request.header(ACCEPT, accept);
         }
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, &authorization.header);
         }
-        if length == Length::Document {
-            request = request.timeout(self.options.document_timeout);
+        if ask.from > 0 {
+            request = request.header(RANGE, format!("bytes={}-", ask.from));
         }
-        request.send().await.map_err(|e| transport(url, e))
+        if ask.length == Length::Document {
+            request = request.timeout(self.shared.options.document_timeout);
+        }
+        request.send().await.map_err(|e| transport(ask.url, e))
+    }
+
+    /// Keeps quiet while the registry wants it.
+    async fn wait_for_leave(&self) {
+        let not_before = *self
+            .shared
+            .not_before
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
+            tokio::time::sleep_until(at.into()).await;
+        }
     }
 
     /// Answers the challenge that we can answer best.
@@ -250,7 +405,7 @@ impl Client {
         if let Some(bearer) = find("bearer") {
             let scope = (!name.is_empty()).then(|| format!("repository:{name}:pull"));
             let wanted = token_request(bearer, &self.base, scope.as_deref()).map_err(denied)?;
-            let credentials = self.options.credentials.as_ref();
+            let credentials = self.shared.options.credentials.as_ref();
             if credentials.is_some() && !wanted.trusted {
                 return Err(denied(format!(
                     "the password is not sent to {} over an open line",
@@ -260,7 +415,7 @@ impl Client {
             return self.fetch_token(&wanted.url, credentials).await;
         }
         if find("basic").is_some() {
-            return match &self.options.credentials {
+            return match &self.shared.options.credentials {
                 Some(_) if had_one => Err(denied("the login or password is wrong".to_owned())),
                 Some(credentials) => Ok(Authorization {
                     header: credentials.basic(),
@@ -280,9 +435,8 @@ impl Client {
             header: c.basic(),
             until: None,
         });
-        let response = self
-            .send(Method::GET, url, None, basic.as_ref(), Length::Document)
-            .await?;
+        let ask = Ask::document(url, "", Purpose::Token);
+        let response = self.send(ask, basic.as_ref()).await?;
         let body = read_document(checked(response, url).await?, url, MAX_DOCUMENT).await?;
         // The body may hold the token: say nothing of it.
         let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
@@ -318,6 +472,8 @@ async fn checked(response: Response, url: &Url) -> Result<Response> {
         return Ok(response);
     }
     // The words are a courtesy: whatever happens to them, the status is told.
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
+    let retry_after = retry_after.and_then(|text| asked_pause(text, SystemTime::now()));
     let body = read_document(response, url, 64 * 1024).await.unwrap_or_default();
     let (url, reason) = (url.to_string(), reason_of(&body));
     Err(match status {
@@ -330,12 +486,31 @@ async fn checked(response: Response, url: &Url) -> Result<Response> {
             },
         },
         StatusCode::NOT_FOUND => RegistryError::NotFound { url, reason },
+        StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited {
+            url,
+            retry_after,
+            reason,
+        },
+        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => RegistryError::RateLimited {
+            url,
+            retry_after,
+            reason,
+        },
         _ => RegistryError::Status {
             url,
             status: status.as_u16(),
             reason,
         },
     })
+}
+
+/// The pause that `Retry-After` asks for: seconds or a date (RFC 9110 section 10.2.3).
+fn asked_pause(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// `CODE: message` of an error body as the distribution specification has it; of others the beginning.
@@ -453,6 +628,42 @@ mod tests {
         }
         let client = Client::new("https://x:5000/prefix", ClientOptions::default()).unwrap();
         assert_eq!(client.url("v2/").unwrap().as_str(), "https://x:5000/prefix/v2/");
+    }
+
+    #[test]
+    fn docker_hub_keeps_short_names_under_library_and_others_do_not() {
+        let full = |base: &str, name: &str| {
+            let client = Client::new(base, ClientOptions::default()).unwrap();
+            (
+                client.full_name(&name.parse().unwrap()).to_string(),
+                client.base_url().to_owned(),
+            )
+        };
+        let hub = "https://registry-1.docker.io/".to_owned();
+        assert_eq!(
+            full("https://registry-1.docker.io", "busybox"),
+            ("library/busybox".into(), hub.clone())
+        );
+        assert_eq!(
+            full("https://docker.io", "busybox"),
+            ("library/busybox".into(), hub.clone())
+        );
+        assert_eq!(full("https://index.docker.io/", "a/b"), ("a/b".into(), hub));
+        assert_eq!(full("https://quay.io", "busybox").0, "busybox");
+        assert_eq!(
+            full("https://registry.docker.io.evil.example", "busybox").0,
+            "busybox"
+        );
+    }
+
+    #[test]
+    fn a_pause_is_asked_for_in_seconds_or_by_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let asked = |text| asked_pause(text, now).map(|d| d.as_secs());
+        assert_eq!(asked("120"), Some(120));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:40:37 GMT"), Some(0));
+        assert_eq!(asked("soon"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What can go wrong at a registry, by what the caller can do about it.
 
-use std::error::Error;
+use std::{error::Error, time::Duration};
 
 use pulp_model::{CodedError, Digest, ErrorCode};
 
@@ -61,6 +61,16 @@ pub enum RegistryError {
         /// What the registry said.
         reason: String,
     },
+    /// The registry wants us to ask later. Trying again then may help.
+    #[error("{url}: too many requests{}{}", later(*.retry_after), paren(.reason))]
+    RateLimited {
+        /// The url.
+        url: String,
+        /// When to ask again, if it said so.
+        retry_after: Option<Duration>,
+        /// What the registry said.
+        reason: String,
+    },
     /// The bytes are others than their digest promises.
     #[error("{url}: the bytes hash to {got}, not to {expected} as they should")]
     Mismatch {
@@ -103,8 +113,8 @@ impl RegistryError {
     /// Whether the same request may succeed later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Transport { .. } | Self::Interrupted { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
+            Self::Transport { .. } | Self::Interrupted { .. } | Self::RateLimited { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 500 | 502 | 503 | 504),
             _ => false,
         }
     }
@@ -140,6 +150,12 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 fn of(expected: Option<u64>) -> String {
     expected.map(|n| format!(" of {n}")).unwrap_or_default()
+}
+
+fn later(retry_after: Option<Duration>) -> String {
+    retry_after
+        .map(|d| format!("; asked to come back in {} s", d.as_secs()))
+        .unwrap_or_default()
 }
 
 fn paren(reason: &str) -> String {

@@ -6,15 +6,20 @@
 mod auth;
 mod blobs;
 mod client;
+mod counters;
 mod error;
 mod manifests;
+mod options;
 mod pull;
+mod scope;
 
 pub use auth::{Challenge, Credentials};
 pub use blobs::BlobReader;
-pub use client::{Client, ClientOptions};
+pub use client::Client;
+pub use counters::Requests;
 pub use error::RegistryError;
 pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference};
+pub use options::{ClientOptions, ProxyOptions, Retries, Tls};
 pub use pull::{BlobRef, BlobSink, Discard, PullReport, PullVisitor, VisitError};
 
 type Result<T, E = RegistryError> = std::result::Result<T, E>;

@@ -15,10 +15,7 @@ use reqwest::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{
-    Client, RegistryError, Result,
-    client::{Length, read_document},
-};
+use crate::{Client, RegistryError, Result, client::Ask, counters::Purpose};
 
 /// All kinds that the system takes, today's first. Without the older ones a registry answers old images by 404.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -101,10 +98,12 @@ impl Client {
         reference: &Reference,
     ) -> Result<Option<ManifestHead>> {
         let url = self.url(&format!("v2/{name}/manifests/{reference}"))?;
-        match self
-            .request(Method::HEAD, &url, Some(ACCEPT), name.as_str(), Length::Document)
-            .await
-        {
+        let ask = Ask {
+            method: &Method::HEAD,
+            accept: Some(ACCEPT),
+            ..Ask::document(&url, name.as_str(), Purpose::ManifestHead)
+        };
+        match self.request(ask).await {
             Ok(response) => {
                 let headers = response.headers();
                 // reqwest's own `content_length` speaks of the body, which a HEAD has none of.
@@ -126,14 +125,17 @@ impl Client {
     /// must be right.
     pub async fn manifest(&self, name: &RegistryId, reference: &Reference) -> Result<FetchedManifest> {
         let url = self.url(&format!("v2/{name}/manifests/{reference}"))?;
-        let response = self
-            .request(Method::GET, &url, Some(ACCEPT), name.as_str(), Length::Document)
-            .await?;
+        let ask = Ask {
+            accept: Some(ACCEPT),
+            ..Ask::document(&url, name.as_str(), Purpose::Manifest)
+        };
+        let document = self.document(ask, MAX_MANIFEST_BYTES).await?;
         let (media_type, declared) = (
-            declared_type(response.headers()),
-            declared_digest(response.headers()),
+            declared_type(&document.headers),
+            declared_digest(&document.headers),
         );
-        let bytes = read_document(response, &url, MAX_MANIFEST_BYTES).await?;
+        let bytes = document.bytes;
+        self.received(bytes.len());
         let payload = signed_payload(&bytes).unwrap_or_else(|| bytes.clone());
         let hash = |like: &Digest, of: &[u8]| {
             let mut hasher = like.algorithm().hasher();

@@ -21,7 +21,7 @@ use http::{HeaderMap, StatusCode, header};
 use pulp_model::{Digest, ErrorCode, MediaType, RegistryId};
 use pulp_registry::{
     BlobRef, BlobSink, Client, ClientOptions, Credentials, Discard, FetchedManifest, PullVisitor, Reference,
-    RegistryError, VisitError,
+    RegistryError, Retries, VisitError,
 };
 
 /// What the registry answers to a path.
@@ -115,6 +115,10 @@ fn options(credentials: Option<(&str, &str)>) -> ClientOptions {
             password: p.to_owned(),
         }),
         idle_timeout: Duration::from_secs(20),
+        retries: Retries {
+            first: Duration::from_millis(1),
+            ..Retries::default()
+        },
         ..ClientOptions::default()
     }
 }
