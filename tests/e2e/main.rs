@@ -1,7 +1,10 @@
 //! End to end, in one test binary: the servers are the real binaries, the clients are real clients.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod clients;
+mod exclusion;
 mod faults;
 mod main_job;
+mod roles;
 mod settled;
 mod tutorial;
