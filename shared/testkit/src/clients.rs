@@ -1,4 +1,4 @@
-//! The clients that people pull with: docker (with a daemon of its own), podman and skopeo.
+//! The clients that people pull with: docker and containerd (with daemons of their own), podman and skopeo.
 
 use std::{
     fs,
@@ -120,6 +120,83 @@ impl Drop for Dockerd {
                 let _ = Command::new("umount").args(["--lazy", target]).status();
             }
         }
+    }
+}
+
+/// A containerd that nobody else sees. It needs root.
+#[derive(Debug)]
+pub struct Containerd {
+    socket: String,
+    // Before its folder, which must not go while it runs.
+    _server: Server,
+    _folder: TempDir,
+}
+
+impl Containerd {
+    /// Starts one.
+    ///
+    /// # Errors
+    ///
+    /// When it is not installed, we are not root, or it doesn't start; the text says why.
+    pub fn start() -> Result<Self> {
+        let daemon = program("containerd", &[], "containerd")?;
+        program("ctr", &[], "containerd")?;
+        anyhow::ensure!(
+            is_root(),
+            "containerd needs root: run this test as root, or use podman instead"
+        );
+        let folder = folder("pulp-test-containerd-", None)?;
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let (socket, config) = (path("socket"), path("config.toml"));
+        fs::write(
+            &config,
+            format!(
+                "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+                 [grpc]\naddress = {socket:?}\n",
+                path("root"),
+                path("state")
+            ),
+        )?;
+        let mut command = Command::new(daemon);
+        command.args(["--config", &config, "--log-level", "warn"]);
+        let mut server = Server::start("containerd", &mut command, folder.path())?;
+        server.wait_until(Duration::from_mins(1), || {
+            run(Command::new("ctr").args(["--address", &socket, "version"])).is_ok()
+        })?;
+        Ok(Self {
+            socket,
+            _server: server,
+            _folder: folder,
+        })
+    }
+
+    /// Runs `ctr`; gives what it printed.
+    ///
+    /// # Errors
+    ///
+    /// With its last words, when it fails.
+    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        run(Command::new("ctr")
+            .args(["--address", &self.socket, "--namespace", "test"])
+            .args(arguments))
+    }
+
+    /// Pulls over plain HTTP and unpacks, for this machine's platform.
+    ///
+    /// # Errors
+    ///
+    /// With its last words, when it fails.
+    pub fn pull(&self, image: &str) -> Result<String> {
+        // overlayfs doesn't work on top of every file system; plain copies do.
+        self.ctr(&[
+            "images",
+            "pull",
+            "--plain-http",
+            "--snapshotter",
+            "native",
+            "--print-chainid",
+            image,
+        ])
     }
 }
 
@@ -247,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_goes_from_docker_through_a_registry_to_podman_and_skopeo() {
+    fn an_image_goes_from_docker_through_a_registry_to_containerd_podman_and_skopeo() {
         if !is_root() {
             println!("skipped: dockerd needs root");
             return;
@@ -262,6 +339,14 @@ mod tests {
         docker.docker(&["push", &name]).unwrap();
         let inspected = skopeo(&["inspect", "--tls-verify=false", &format!("docker://{name}")]).unwrap();
         assert!(inspected.contains("\"Layers\""), "{inspected}");
+        let containerd = Containerd::start().unwrap();
+        containerd.pull(&name).unwrap();
+        assert!(
+            containerd
+                .ctr(&["images", "ls", "--quiet"])
+                .unwrap()
+                .contains(&name)
+        );
         let podman = Podman::new().unwrap();
         let id = podman.pull(&name).unwrap();
         assert!(docker.docker(&["inspect", &name]).unwrap().contains(&id), "{id}");

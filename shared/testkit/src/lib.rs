@@ -13,7 +13,7 @@ mod process;
 mod rabbitmq;
 mod registry;
 
-pub use clients::{Dockerd, Podman, skopeo, skopeo_output};
+pub use clients::{Containerd, Dockerd, Podman, skopeo, skopeo_output};
 pub use postgres::{Postgres, psql, shared_postgres};
 pub use process::free_port;
 pub use rabbitmq::{RabbitMq, shared_rabbitmq, unique_prefix};
