@@ -10,7 +10,7 @@ use pulp_store::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Settings, lock_table::LockTable};
+use crate::{Settings, ledger::Ledger, lock_table::LockTable};
 
 /// Deliveries that wait for one commit.
 const INTAKE_BATCH: u16 = 512;
@@ -27,77 +27,114 @@ pub(crate) async fn lead(
     lost: &CancellationToken,
     stop: &CancellationToken,
 ) {
-    let mut leader = Leader {
-        settings,
-        store,
-        broker,
-        epoch,
-        table: LockTable::default(),
-    };
     tokio::select! {
         biased;
         () = lost.cancelled() => tracing::warn!(%epoch, "the lease is lost; nothing more is granted"),
         () = stop.cancelled() => {}
-        () = leader.run() => {}
+        () = run(Leader::new(settings, store, epoch), broker) => {}
     }
 }
 
-struct Leader<'a> {
+/// Returns when another leads.
+async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
+    let mut intake = Intake::default();
+    let mut sweep = tokio::time::interval(leader.settings.sweep);
+    let mut patrol = tokio::time::interval(PATROL);
+    for timer in [&mut sweep, &mut patrol] {
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
+    loop {
+        let done = tokio::select! {
+            // The first sweep comes at once and builds the table.
+            _ = sweep.tick() => leader.sweep(queues_are_empty(broker).await).await,
+            _ = patrol.tick() => leader.patrol().await,
+            batch = intake.next(broker) => {
+                let ids: Vec<TaskId> = batch.iter().map(|d| d.message().task_id()).collect();
+                let done = leader.take_in(&ids).await;
+                // Only now: whatever is not committed comes again.
+                if done.is_ok() && let Err(e) = ack_all(&batch).await {
+                    tracing::debug!(error = %e, "messages will come again");
+                }
+                done
+            }
+        };
+        match leader.after(done) {
+            Next::GoOn => {}
+            Next::Resign => return,
+            Next::Sweep => {
+                // What it holds un-acked goes back to the queue; kept, it would use up the prefetch in the end.
+                intake = Intake::default();
+                tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                sweep.reset_immediately();
+            }
+        }
+    }
+}
+
+/// Whether unclaimed grants can't be waiting in a queue. Unknown counts as no.
+async fn queues_are_empty(broker: &dyn Broker) -> bool {
+    for class in pulp_model::task::TaskClass::ALL {
+        if !matches!(broker.depth(Queue::Class(class)).await, Ok(0)) {
+            return false;
+        }
+    }
+    true
+}
+
+/// How a leader goes on after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// As before.
+    GoOn,
+    /// The table was thrown away; sweep before anything else.
+    Sweep,
+    /// Another leads.
+    Resign,
+}
+
+/// What a leader knows and decides. Its steps are called one after another; when, and what messages bring, is the
+/// caller's business.
+#[derive(Debug)]
+pub struct Leader<'a, L> {
     settings: &'a Settings,
-    store: &'a Store,
-    broker: &'a dyn Broker,
+    ledger: &'a L,
     epoch: Epoch,
     table: LockTable,
 }
 
-impl Leader<'_> {
-    /// Returns when another leads.
-    async fn run(&mut self) {
-        let mut intake = Intake::default();
-        let mut sweep = tokio::time::interval(self.settings.sweep);
-        let mut patrol = tokio::time::interval(PATROL);
-        for timer in [&mut sweep, &mut patrol] {
-            timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+impl<'a, L: Ledger> Leader<'a, L> {
+    /// Leads under `epoch`, knowing nothing: begin with a [sweep](Self::sweep).
+    pub fn new(settings: &'a Settings, ledger: &'a L, epoch: Epoch) -> Self {
+        Self {
+            settings,
+            ledger,
+            epoch,
+            table: LockTable::default(),
         }
-        loop {
-            let done = tokio::select! {
-                // The first sweep comes at once and builds the table.
-                _ = sweep.tick() => self.sweep().await,
-                _ = patrol.tick() => self.patrol().await,
-                batch = intake.next(self.broker) => self.take_in(batch).await,
-            };
-            match done {
-                Ok(()) => {}
-                Err(StoreError::LeadershipLost) => {
-                    tracing::warn!(epoch = %self.epoch, "another leads");
-                    return;
-                }
-                Err(e) => {
-                    tracing::warn!(error = %e, "the table is read anew");
-                    // Memory may be ahead of what was committed; only the rows tell.
-                    self.table = LockTable::default();
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                    sweep.reset_immediately();
-                }
+    }
+
+    /// What the result of a step means for the next one.
+    pub fn after(&mut self, done: Result<(), StoreError>) -> Next {
+        match done {
+            Ok(()) => Next::GoOn,
+            Err(StoreError::LeadershipLost) => {
+                tracing::warn!(epoch = %self.epoch, "another leads");
+                Next::Resign
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "the table is read anew");
+                // Memory may be ahead of what was committed; only the rows tell.
+                self.table = LockTable::default();
+                Next::Sweep
             }
         }
     }
 
-    /// Tasks that were submitted or ended.
-    async fn take_in(&mut self, batch: Vec<Delivery>) -> Result<(), StoreError> {
-        let ids: Vec<TaskId> = batch
-            .iter()
-            .map(|d| d.message().task_id())
-            .collect::<HashSet<_>>()
-            .into_iter()
-            .collect();
+    /// Tasks that were submitted or ended, in any order and any number of times.
+    pub async fn take_in(&mut self, ids: &[TaskId]) -> Result<(), StoreError> {
+        let ids: Vec<TaskId> = ids.iter().copied().collect::<HashSet<_>>().into_iter().collect();
         self.look_at(&ids).await?;
-        self.grant().await?;
-        // Only now: whatever is not committed comes again.
-        if let Err(e) = ack_all(&batch).await {
-            tracing::debug!(error = %e, "messages will come again");
-        }
-        Ok(())
+        self.grant().await
     }
 
     /// Brings the table up to date about some tasks; the rows decide.
@@ -105,7 +142,7 @@ impl Leader<'_> {
         if ids.is_empty() {
             return Ok(());
         }
-        let live = self.store.live_among(ids).await?;
+        let live = self.ledger.live_among(ids).await?;
         let alive: HashSet<TaskId> = live.iter().map(|t| t.id).collect();
         for id in ids.iter().filter(|id| !alive.contains(id)) {
             self.table.forget(*id);
@@ -123,7 +160,7 @@ impl Leader<'_> {
             if admitted.is_empty() {
                 return Ok(());
             }
-            let live = self.store.live_among(&admitted).await?;
+            let live = self.ledger.live_among(&admitted).await?;
             let grants: Vec<Grant> = live
                 .iter()
                 .filter(|t| t.state == TaskState::Waiting)
@@ -134,7 +171,7 @@ impl Leader<'_> {
                 })
                 .collect();
             let granted: HashSet<TaskId> = self
-                .store
+                .ledger
                 .commit_grants(self.epoch, &grants)
                 .await?
                 .into_iter()
@@ -147,16 +184,16 @@ impl Leader<'_> {
     }
 
     /// Takes tasks from dead workers and ends those that don't stop.
-    async fn patrol(&mut self) -> Result<(), StoreError> {
+    pub async fn patrol(&mut self) -> Result<(), StoreError> {
         let revoked = self
-            .store
+            .ledger
             .revoke_lost(self.epoch, self.settings.max_attempts)
             .await?;
         for (id, what) in &revoked {
             tracing::warn!(task = %id, ?what, "its worker is dead");
         }
         let canceled = self
-            .store
+            .ledger
             .force_cancel(self.epoch, self.settings.cancel_grace)
             .await?;
         for id in &canceled {
@@ -167,39 +204,30 @@ impl Leader<'_> {
         self.grant().await
     }
 
-    /// Checks the whole table against the rows, and sends again what was lost on the way to workers.
-    async fn sweep(&mut self) -> Result<(), StoreError> {
-        let live = self.store.live_tasks().await?;
+    /// Checks the whole table against the rows, and sends again what was lost on the way to workers if no
+    /// unclaimed grant can still be waiting in a queue.
+    pub async fn sweep(&mut self, queues_are_empty: bool) -> Result<(), StoreError> {
+        let live = self.ledger.live_tasks().await?;
         let mut table = LockTable::default();
         for task in &live {
             know(&mut table, task);
         }
         self.table = table;
         self.grant().await?;
-        if self.queues_are_empty().await {
+        if queues_are_empty {
             let resent = self
-                .store
+                .ledger
                 .resend_unclaimed(self.epoch, self.settings.resend_after)
                 .await?;
             if resent > 0 {
                 tracing::warn!(resent, "grants that no worker claimed were sent again");
             }
         }
-        let violations = self.store.reservation_violations().await?;
+        let violations = self.ledger.reservation_violations().await?;
         if violations > 0 {
             tracing::error!(violations, "reservations conflict or have no owner");
         }
         Ok(())
-    }
-
-    /// Whether unclaimed grants can't be waiting in a queue. Unknown counts as no.
-    async fn queues_are_empty(&self) -> bool {
-        for class in pulp_model::task::TaskClass::ALL {
-            if !matches!(self.broker.depth(Queue::Class(class)).await, Ok(0)) {
-                return false;
-            }
-        }
-        true
     }
 }
 

@@ -4,8 +4,13 @@
 //! [lock table](lock_table) in memory, rebuilt from the database at each take-over and checked against it at each
 //! sweep, so that a lost message costs time and nothing else. Every write it makes is conditional on its epoch.
 
-mod leader;
+pub mod leader;
+mod ledger;
 pub mod lock_table;
+#[cfg(feature = "mutations")]
+pub mod mutations;
+
+pub use ledger::Ledger;
 
 use std::{
     sync::Arc,

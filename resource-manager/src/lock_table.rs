@@ -48,6 +48,10 @@ impl Resource {
     }
 
     fn admits(&self, place: &Place, mode: LockMode) -> bool {
+        #[cfg(feature = "mutations")]
+        if crate::mutations::overtaking() {
+            return !self.exclusive_holder && (mode == LockMode::Shared || self.shared_holders == 0);
+        }
         match mode {
             LockMode::Exclusive => {
                 self.shared_holders == 0
