@@ -2,6 +2,7 @@
 
 mod demo;
 mod manage_db;
+mod metrics;
 mod plugins;
 mod roles;
 mod services;

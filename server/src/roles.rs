@@ -13,7 +13,7 @@ use pulp_runtime::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{plugins, services::Services};
+use crate::{metrics, plugins, services::Services};
 
 /// What a process may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub(crate) async fn run(role: Role, config: Config) -> anyhow::Result<ExitCode> 
 }
 
 async fn serve(role: Role, config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+    metrics::serve(&config, shutdown.soft().clone()).await?;
     if role == Role::Crane {
         let listener = bind(config.server.crane_listen, "server.crane_listen").await?;
         shutdown::notify_ready();

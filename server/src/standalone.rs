@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{manage_db::ADMIN, roles, services::Services};
+use crate::{manage_db::ADMIN, metrics, roles, services::Services};
 
 /// Options of `pulp standalone`.
 #[derive(Debug, clap::Args)]
@@ -99,6 +99,7 @@ impl Standalone {
             // Crane serves these paths itself; there is nobody else.
             config.server.redirect_base = Some(Url::parse(&format!("http://{crane}/pulp/docker/"))?);
         }
+        metrics::serve(&config, shutdown.soft().clone()).await?;
         let services = Services::open(config, "standalone").await?;
         services.database.store.migrate().await?;
         let password_was_given = admin_password.is_some();

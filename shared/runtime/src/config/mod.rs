@@ -40,6 +40,8 @@ pub struct Config {
     pub crane: CraneConfig,
     /// `[log]`: what is logged, and how.
     pub log: LogConfig,
+    /// Figures for a monitoring system.
+    pub metrics: MetricsConfig,
 }
 
 /// `[database]`
@@ -337,6 +339,14 @@ pub struct LogConfig {
     pub level: String,
     /// For people or for machines.
     pub format: LogFormat,
+}
+
+/// `[metrics]`: where Prometheus finds this process's figures.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Where `/metrics` and `/livez` are served, without authentication; not at all if unset.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Default for LogConfig {
