@@ -91,6 +91,10 @@ codes! {
     INVALID_REGISTRY_ID = "DKR1005";
     /// The repository id can't serve as registry id, and none was given; data `field`, `value`.
     REPOSITORY_ID_AS_REGISTRY_ID = "DKR1006";
+    /// The upstream repository can't be read; data `repo`, `registry`, `reason`.
+    UPSTREAM_UNREADABLE = "DKR1007";
+    /// There is no registry of a known API at the feed's address; data `registry`.
+    UPSTREAM_NO_API = "DKR1008";
     /// The manifest is not in the repository; data `digest`, `repo_id`.
     MANIFEST_NOT_IN_REPOSITORY = "DKR1010";
     /// A file of the upload is not valid JSON; data `file`.
@@ -111,6 +115,8 @@ codes! {
     LAYER_MISSING = "DKR1018";
     /// A tag upload lacks a field; data `field`.
     TAG_FIELD_MISSING = "DKR1019";
+    /// Content can't be downloaded from the upstream; data `failed_urls`, with commas between them.
+    DOWNLOAD_FAILED = "DKR1020";
 
     /// The upload is no tar archive, nor any other layout known.
     NOT_AN_ARCHIVE = "DKR1101";
@@ -138,6 +144,12 @@ codes! {
     INVALID_EXPORT_FILE = "DKR1112";
     /// A kind of member that no image tool writes (sparse file, device, …); data `file`, `kind`.
     UNSUPPORTED_MEMBER = "DKR1113";
+    /// The upstream registry lets us in with no credentials that we have; data `registry`, `reason`.
+    UPSTREAM_DENIED = "DKR1114";
+    /// The upstream registry wants fewer requests than we need; data `registry`, `retry_after` in seconds.
+    UPSTREAM_RATE_LIMITED = "DKR1115";
+    /// A manifest or index of the upstream repository can't be taken in; data `digest`, `reason`.
+    UPSTREAM_MANIFEST = "DKR1116";
 }
 
 impl ErrorCode {

@@ -1,4 +1,4 @@
-//! Entries of a repository's publish history.
+//! Entries of a repository's publish and sync histories.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -42,6 +42,43 @@ pub struct PublishHistory {
     pub summary: Value,
     /// The steps' reports.
     pub details: Value,
+    /// What went wrong, for people.
+    pub error_message: Option<String>,
+    /// Always null; Pulp 2 put Python's in it.
+    pub exception: Option<String>,
+    /// Always null; Pulp 2 put Python's in it.
+    pub traceback: Option<String>,
+}
+
+/// One sync, as `…/history/sync/` lists it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncHistory {
+    /// Unique; the task's id.
+    pub id: String,
+    /// The repository.
+    pub repo_id: RepositoryId,
+    /// The importer, which has its type's name.
+    pub importer_id: String,
+    /// The importer's type.
+    pub importer_type_id: String,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub completed: Timestamp,
+    /// How it ended.
+    pub result: HistoryResult,
+    /// Units that came into the repository.
+    pub added_count: i64,
+    /// Tags that name another manifest than before.
+    pub updated_count: i64,
+    /// Units that went from the repository.
+    pub removed_count: i64,
+    /// State of each step by its id.
+    pub summary: Value,
+    /// The steps' reports.
+    pub details: Value,
+    /// What was planned and what it cost; null where it didn't come to that.
+    pub report: Value,
     /// What went wrong, for people.
     pub error_message: Option<String>,
     /// Always null; Pulp 2 put Python's in it.
