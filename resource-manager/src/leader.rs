@@ -10,7 +10,7 @@ use pulp_store::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Settings, ledger::Ledger, lock_table::LockTable};
+use crate::{Settings, ledger::Ledger, lock_table::LockTable, metrics};
 
 /// Deliveries that wait for one commit.
 const INTAKE_BATCH: u16 = 512;
@@ -27,12 +27,14 @@ pub(crate) async fn lead(
     lost: &CancellationToken,
     stop: &CancellationToken,
 ) {
+    metrics::leading(Some(epoch));
     tokio::select! {
         biased;
         () = lost.cancelled() => tracing::warn!(%epoch, "the lease is lost; nothing more is granted"),
         () = stop.cancelled() => {}
         () = run(Leader::new(settings, store, epoch), broker) => {}
     }
+    metrics::leading(None);
 }
 
 /// Returns when another leads.
@@ -46,7 +48,13 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
     loop {
         let done = tokio::select! {
             // The first sweep comes at once and builds the table.
-            _ = sweep.tick() => leader.sweep(queues_are_empty(broker).await).await,
+            _ = sweep.tick() => {
+                let done = leader.sweep(queues_are_empty(broker).await).await;
+                if let Err(e) = metrics::read_figures(leader.ledger).await {
+                    tracing::debug!(error = %e, "figures not read");
+                }
+                done
+            }
             _ = patrol.tick() => leader.patrol().await,
             batch = intake.next(broker) => {
                 let ids: Vec<TaskId> = batch.iter().map(|d| d.message().task_id()).collect();
@@ -177,6 +185,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 .into_iter()
                 .map(|(id, _)| id)
                 .collect();
+            metrics::granted(granted.len());
             // Canceled in between: it holds nothing, and may have let others go.
             let passed_over: Vec<TaskId> = admitted.into_iter().filter(|id| !granted.contains(id)).collect();
             self.look_at(&passed_over).await?;
@@ -199,6 +208,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         for id in &canceled {
             tracing::warn!(task = %id, "it did not stop in time and was ended; its worker can commit nothing");
         }
+        metrics::revoked(revoked.len());
         let ids: Vec<TaskId> = revoked.into_iter().map(|(id, _)| id).chain(canceled).collect();
         self.look_at(&ids).await?;
         self.grant().await
@@ -224,6 +234,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
             }
         }
         let violations = self.ledger.reservation_violations().await?;
+        metrics::violations(violations);
         if violations > 0 {
             tracing::error!(violations, "reservations conflict or have no owner");
         }
@@ -257,7 +268,7 @@ impl Intake {
             match broker.consume(Queue::Intake, INTAKE_BATCH).await {
                 Ok(consumer) => self.0 = Some(consumer),
                 Err(BrokerError::Disconnected { .. }) => {
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                 }
                 Err(e) => {
                     tracing::error!(error = %e, "can't consume the intake");

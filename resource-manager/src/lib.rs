@@ -7,6 +7,7 @@
 pub mod leader;
 mod ledger;
 pub mod lock_table;
+mod metrics;
 #[cfg(feature = "mutations")]
 pub mod mutations;
 
