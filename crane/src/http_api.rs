@@ -141,7 +141,9 @@ async fn answer(app: &App, call: &Call, path: &str) -> Response {
 
 async fn by_group(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Response, FileGone> {
     if matches!(path, "/v2" | "/v1/users") {
-        Ok(redirect(&format!("{path}/")))
+        let mut response = redirect(&format!("{path}/"));
+        *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+        Ok(response)
     } else if let Some(rest) = path.strip_prefix("/v2/") {
         v2::answer(app, call, tables, rest).await
     } else if let Some(rest) = path.strip_prefix("/v1/") {

@@ -9,6 +9,7 @@ mod data;
 mod files;
 mod http_api;
 mod negotiate;
+mod search;
 mod send;
 mod v1;
 mod v2;

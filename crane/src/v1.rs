@@ -1,19 +1,15 @@
 //! `/v1/`: the registry API of docker before 1.6, read-only.
 
-use std::collections::BTreeSet;
-
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     data::{Tables, V1Repo},
     http_api::{self, App, Call, FileGone},
+    search,
     send::{self, FileAnswer},
 };
-
-/// Results of a search at most.
-const RESULTS: usize = 100;
 
 /// Answers a request for `path` below `/v1/`.
 pub(crate) async fn answer(
@@ -34,6 +30,10 @@ pub(crate) async fn answer(
     } else {
         http_api::method_not_allowed()
     };
+    if path == "users/" && response.headers().contains_key(header::ALLOW) {
+        let allow = HeaderValue::from_static("GET, HEAD, OPTIONS, POST");
+        response.headers_mut().insert(header::ALLOW, allow);
+    }
     let headers = response.headers_mut();
     let version = HeaderName::from_static("x-docker-registry-version");
     headers.insert(version, HeaderValue::from_static("0.6.6"));
@@ -61,7 +61,17 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Opt
     match path {
         "_ping" => return Ok(Some(standalone(http_api::json(StatusCode::OK, &true)))),
         "users/" => return Ok(Some(standalone(http_api::json(StatusCode::OK, &"OK")))),
-        "search" => return Ok(Some(search(call, tables))),
+        "search" => {
+            let Some(term) = call.query("q").filter(|q| !q.is_empty()) else {
+                return Ok(Some(error(
+                    StatusCode::BAD_REQUEST,
+                    "parameter \"q\" is required",
+                )));
+            };
+            let found = search::results(tables, &term).await;
+            let body = json!({ "query": term, "num_results": found.len(), "results": found });
+            return Ok(Some(http_api::json(StatusCode::OK, &body)));
+        }
         _ => {}
     }
     if let Some(rest) = path.strip_prefix("repositories/") {
@@ -167,37 +177,4 @@ pub(crate) async fn send_image(
         negotiated: false,
     };
     send::file(app, call, answer).await.map(Some)
-}
-
-/// Names that hold the term, of both APIs, as `docker search` wants them.
-fn search(call: &Call, tables: &Tables) -> Response {
-    let Some(term) = call.query("q").filter(|q| !q.is_empty()) else {
-        return error(StatusCode::BAD_REQUEST, "parameter \"q\" is required");
-    };
-    let v1 = tables
-        .v1
-        .values()
-        .filter(|r| !r.protected)
-        .map(|r| &r.registry_id);
-    let v2 = tables
-        .v2
-        .values()
-        .filter(|r| !r.protected)
-        .map(|r| &r.registry_id);
-    let wanted = term.to_lowercase();
-    let names: BTreeSet<&String> = v1
-        .chain(v2)
-        .filter(|name| name.to_lowercase().contains(&wanted))
-        .collect();
-    let results: Vec<Value> = names
-        .into_iter()
-        .take(RESULTS)
-        .map(|name| {
-            json!({ "name": name, "description": "", "is_official": false, "is_trusted": false, "star_count": 0 })
-        })
-        .collect();
-    http_api::json(
-        StatusCode::OK,
-        &json!({ "query": term, "num_results": results.len(), "results": results }),
-    )
 }

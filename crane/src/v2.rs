@@ -116,6 +116,9 @@ pub(crate) fn with_version(mut response: Response) -> Response {
 }
 
 async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Answer, FileGone> {
+    if let Some(response) = redirected_unseen(app, call, tables, path) {
+        return Ok(Ok(response));
+    }
     let repo = |name: &str| tables.v2(name).ok_or_else(|| ApiError::name_unknown(name));
     match Target::of(path) {
         Target::Ping => Ok(Ok(http_api::json(StatusCode::OK, &json!({})))),
@@ -138,6 +141,47 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Ans
             Err(error) => Ok(Err(error)),
         },
     }
+}
+
+/// The original's redirect for a repository of which only the redirect file is known: whatever stands after the last
+/// `tags`, `manifests` or `blobs` goes to its url, except what would lead out of it.
+fn redirected_unseen(app: &App, call: &Call, tables: &Tables, path: &str) -> Option<Response> {
+    let (name, rest) = original_split(path)?;
+    let repo = tables.v2(name)?;
+    let V2Content::Legacy { variants, dir, .. } = &repo.content else {
+        return None;
+    };
+    if app.serve && dir.is_some() {
+        return None;
+    }
+    let parts: Vec<&str> = rest.split('/').collect();
+    if parts.iter().any(|p| matches!(*p, "." | "..")) || rest.chars().any(char::is_control) {
+        return None;
+    }
+    let (path, digest) = match parts.as_slice() {
+        ["manifests", reference] if !reference.is_empty() => (
+            negotiate::legacy_path(&call.headers, variants.as_ref(), reference),
+            // What a tag names is not known here.
+            reference.parse().ok().filter(|_| variants.is_none()),
+        ),
+        // The original broke down on these.
+        ["manifests", ..] if variants.is_some() => return None,
+        ["blobs", digest] => (rest.to_owned(), digest.parse().ok()),
+        _ => (rest.to_owned(), None),
+    };
+    Some(redirected(&repo.url, &path, digest.as_ref()))
+}
+
+/// The path at its last part called `tags`, `manifests` or `blobs`, which belongs to the second half.
+fn original_split(path: &str) -> Option<(&str, &str)> {
+    let mut end = path.len();
+    while let Some(slash) = path.get(..end)?.rfind('/') {
+        if matches!(path.get(slash + 1..end)?, "tags" | "manifests" | "blobs") {
+            return Some((path.get(..slash)?, path.get(slash + 1..)?));
+        }
+        end = slash;
+    }
+    None
 }
 
 /// What the repository holds if this request is to be answered from it; none means a redirect by the original's

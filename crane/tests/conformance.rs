@@ -770,12 +770,11 @@ fn wanted(name: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_read_side_of_the_distribution_specification_holds() {
-    let (mut suite, own) = match Suite::of_environment() {
-        Some(suite) => (suite, None),
-        None => {
-            let (suite, running) = Suite::of_own().await;
-            (suite, Some(running))
-        }
+    let (mut suite, own) = if let Some(suite) = Suite::of_environment() {
+        (suite, None)
+    } else {
+        let (suite, running) = Suite::of_own().await;
+        (suite, Some(running))
     };
     if wanted("OCI_TEST_PULL") {
         suite.pull().await;

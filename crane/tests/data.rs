@@ -21,7 +21,11 @@ fn v2_file(repository: &str, id: &str, url: &str) -> String {
 
 /// Ids loaded, of one API.
 async fn ids(client: &Client, api: &str) -> Vec<String> {
-    let Value::Object(listed) = client.get(&format!("/crane/repositories/{api}")).await.json() else {
+    let Value::Object(listed) = client
+        .accepting(&format!("/crane/repositories/{api}"), "application/json")
+        .await
+        .json()
+    else {
         panic!()
     };
     listed.into_iter().map(|(id, _)| id).collect()

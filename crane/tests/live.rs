@@ -102,7 +102,7 @@ async fn a_layer_comes_whole_over_tcp_and_shutdown_ends_it() {
     site.publish(&secret.contents);
     until(|| async {
         crane
-            .get("/crane/repositories/v2", "")
+            .get("/crane/repositories/v2", "accept: application/json\r\n")
             .await
             .json()
             .get("secret")
@@ -110,7 +110,10 @@ async fn a_layer_comes_whole_over_tcp_and_shutdown_ends_it() {
     })
     .await;
     let forwarded = crane
-        .get("/crane/repositories/v2", "x-forwarded-for: 192.0.2.1\r\n")
+        .get(
+            "/crane/repositories/v2",
+            "accept: application/json\r\nx-forwarded-for: 192.0.2.1\r\n",
+        )
         .await;
     assert!(forwarded.json().get("secret").is_none());
     crane.stop().await;

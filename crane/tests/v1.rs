@@ -174,3 +174,30 @@ async fn redirects_and_endpoint_are_those_of_the_file_and_the_configuration() {
         404
     );
 }
+
+#[tokio::test]
+async fn search_finds_names_first_then_tags_then_labels() {
+    let site = Site::new();
+    site.publish(&site.image("one", "pulpdemo/busybox", "a").contents);
+    site.publish(&site.image("two", "other", "busybox").contents);
+    let mut labelled = site.image("three", "third", "c");
+    let labels =
+        json!({ "maintainer": "The BusyBox people", "org.opencontainers.image.description": "Small" });
+    let config = site.put(json!({ "config": { "Labels": labels } }).to_string().as_bytes());
+    labelled.relabel(&site, config);
+    site.publish(&labelled.contents);
+    let client = site.client();
+    let found = client.get("/v1/search?q=busybox").await.json();
+    let names: Vec<_> = found["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["name"].clone())
+        .collect();
+    assert_eq!(names, ["pulpdemo/busybox", "other", "third"]);
+    assert_eq!(found["results"][2]["description"], "Small");
+    assert_eq!(
+        client.get("/v1/search?q=caf%C3%A9").await.json()["num_results"],
+        0
+    );
+}

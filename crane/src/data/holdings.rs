@@ -8,6 +8,8 @@ use std::{
 
 use pulp_model::{Digest, MediaType, image::Manifest, unit::ManifestKind};
 use pulp_publication::index::{Index, IndexManifest};
+use serde_json::Value;
+use tokio::sync::OnceCell;
 
 /// A manifest or list held.
 #[derive(Debug)]
@@ -59,6 +61,8 @@ pub(crate) struct Holdings {
     pub(crate) tags: BTreeMap<String, TagTargets>,
     /// Subject to what is attached to it, sorted.
     referrers: HashMap<Digest, Vec<Digest>>,
+    /// Labels of the image that stands for the repository, read when first asked for.
+    labels: OnceCell<BTreeMap<String, String>>,
 }
 
 /// Larger than any manifest; a file beyond is none.
@@ -108,6 +112,7 @@ impl Holdings {
             blobs,
             tags,
             referrers,
+            labels: OnceCell::new(),
         }
     }
 
@@ -169,6 +174,24 @@ impl Holdings {
         Some((size, self.dir.join("blobs").join(digest.to_string())))
     }
 
+    /// Labels of the image tagged `latest`, else of the last tag's: one image, so that a search costs two small
+    /// reads a repository, once. What can't be read has none.
+    pub(crate) async fn labels(&self) -> &BTreeMap<String, String> {
+        let read = || async {
+            let tag = self.tags.get("latest").or_else(|| self.tags.values().next_back());
+            let list = tag.and_then(|t| self.manifest(t.list.as_ref()?));
+            let amd64 = list.and_then(|l| l.manifest.amd64.as_ref());
+            let image = amd64.or_else(|| tag.and_then(|t| t.image.as_ref()));
+            let Some(held) = image.and_then(|digest| self.manifest(digest)) else {
+                return BTreeMap::new();
+            };
+            let (manifest, blobs) = (self.manifest_file(held), self.dir.join("blobs"));
+            let read = tokio::task::spawn_blocking(move || labels_of(&manifest, &blobs)).await;
+            read.ok().flatten().unwrap_or_default()
+        };
+        self.labels.get_or_init(read).await
+    }
+
     /// What is attached to a manifest, sorted by digest.
     pub(crate) fn referrers(&self, subject: &Digest) -> impl Iterator<Item = &IndexManifest> {
         let attached = self.referrers.get(subject).into_iter().flatten();
@@ -176,6 +199,20 @@ impl Holdings {
             .filter_map(|d| self.manifests.get(d))
             .map(|held| &held.manifest)
     }
+}
+
+/// Labels in the config of an image manifest.
+fn labels_of(manifest: &Path, blobs: &Path) -> Option<BTreeMap<String, String>> {
+    let json = |path: &Path| -> Option<Value> {
+        let small = fs::metadata(path).ok()?.len() <= MANIFEST_LIMIT;
+        serde_json::from_slice(&small.then(|| fs::read(path).ok())??).ok()
+    };
+    let manifest = json(manifest)?;
+    let config: Digest = manifest.get("config")?.get("digest")?.as_str()?.parse().ok()?;
+    let config = json(&blobs.join(config.to_string()))?;
+    let labels = config.get("config")?.get("Labels")?.as_object()?;
+    let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    Some(labels.iter().filter_map(text).collect())
 }
 
 /// Names of the files in a directory, links followed; none if there is no such directory. Other encodings than

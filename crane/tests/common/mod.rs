@@ -212,6 +212,21 @@ impl Site {
     }
 }
 
+impl Image {
+    /// Tags `latest` onto an image with another config.
+    pub fn relabel(&mut self, site: &Site, config: BlobFile) {
+        let layer = self.contents.blobs[0].clone();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": S2,
+            "config": { "mediaType": MediaType::DOCKER_CONFIG, "digest": config.digest, "size": config.size },
+            "layers": [{ "mediaType": MediaType::DOCKER_LAYER_GZIP, "digest": layer.digest, "size": layer.size }],
+        });
+        self.manifest = site.image_manifest(&mut self.contents, &manifest);
+        self.contents.blobs.push(config);
+        self.contents.tags[0].manifest_digest = self.manifest.clone();
+    }
+}
+
 /// Files as an old Pulp left them.
 pub struct Old {
     pub dir: TempDir,
