@@ -234,6 +234,9 @@ impl Podman {
             .arg(path("storage"))
             .arg("--runroot")
             .arg(path("run"))
+            // Else all podmans share one, and the end of one takes it from the others.
+            .arg("--tmpdir")
+            .arg(path("tmp"))
             .args([
                 "--storage-driver",
                 "vfs",
