@@ -1,5 +1,5 @@
 //! Today's clients: an image saved by docker, podman or skopeo, in each of their formats, is uploaded, published and
-//! pulled by docker, podman and skopeo, by tag and by digest, and is the image that was saved.
+//! pulled by docker, containerd, podman and skopeo, by tag and by digest, and is the image that was saved.
 //!
 //! What must come out is read from the archives by [`pulp_tests::saved`], not by the code under test.
 
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use pulp_model::Digest;
-use pulp_testkit::{Dockerd, Podman, skopeo};
+use pulp_testkit::{Containerd, Dockerd, Podman, skopeo};
 use pulp_tests::{
     Cluster, Pulp, Server, Standalone, http,
     images::docker_archive,
@@ -48,24 +48,18 @@ impl Saved {
     }
 }
 
-/// The clients that are here. The daemon needs root; without it the others still pull.
+/// The clients that are here. The daemons need root; without them the others still pull.
 struct Clients {
     docker: Option<Dockerd>,
+    containerd: Option<Containerd>,
     podman: Podman,
 }
 
 impl Clients {
     fn start() -> Result<Self> {
-        let docker = match Dockerd::start(&[]) {
-            Ok(docker) => Some(docker),
-            Err(error) if format!("{error:#}").contains("needs root") => {
-                println!("docker is passed over: {error:#}");
-                None
-            }
-            Err(error) => return Err(error),
-        };
         Ok(Self {
-            docker,
+            docker: unless_root_is_needed(Dockerd::start(&[]))?,
+            containerd: unless_root_is_needed(Containerd::start())?,
             podman: Podman::new()?,
         })
     }
@@ -80,6 +74,8 @@ impl Clients {
         for reference in [format!("{place}:{TAG}"), format!("{place}@{root}")] {
             self.docker(&reference, &root, expected)
                 .with_context(|| format!("docker, {reference}"))?;
+            self.containerd(&reference, &root, expected)
+                .with_context(|| format!("containerd, {reference}"))?;
             self.podman(&reference, expected)
                 .with_context(|| format!("podman, {reference}"))?;
             by_skopeo(&reference, server.folder(), &root, expected)
@@ -117,6 +113,33 @@ impl Clients {
         Ok(())
     }
 
+    fn containerd(&self, reference: &str, root: &Digest, expected: &Contents) -> Result<()> {
+        let Some(containerd) = &self.containerd else {
+            return Ok(());
+        };
+        let said = containerd.pull(reference)?;
+        // Computed by containerd from what it unpacked.
+        let chain_id = chain_id(&expected.diff_ids).to_string();
+        ensure!(
+            said.contains(&chain_id),
+            "unpacked another image than {chain_id}\n{said}"
+        );
+        let images = containerd.ctr(&["images", "ls"])?;
+        let line = images.lines().find(|l| l.starts_with(&format!("{reference} ")));
+        ensure!(
+            line.is_some_and(|l| l.contains(&root.to_string())),
+            "not {root}\n{images}"
+        );
+        let config = containerd.ctr(&["content", "get", &expected.image_id.to_string()])?;
+        ensure!(
+            expected.image_id.matches(config.as_bytes()),
+            "another configuration\n{config}"
+        );
+        // With the image its content goes, so that the next pull fetches everything again.
+        containerd.ctr(&["images", "rm", "--sync", reference])?;
+        Ok(())
+    }
+
     fn podman(&self, reference: &str, expected: &Contents) -> Result<()> {
         let id = self.podman.pull(reference)?;
         ensure!(
@@ -136,6 +159,26 @@ impl Clients {
         self.podman.podman(&["image", "rm", "--force", &id])?;
         Ok(())
     }
+}
+
+/// What tests as another user than root do without.
+fn unless_root_is_needed<T>(started: Result<T>) -> Result<Option<T>> {
+    match started {
+        Ok(client) => Ok(Some(client)),
+        Err(error) if format!("{error:#}").contains("needs root") => {
+            println!("passed over: {error:#}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The name of a stack of layers, by the image specification ("Layer ChainID").
+fn chain_id(diff_ids: &[String]) -> Digest {
+    let below = |chain: String, next: &String| Digest::sha256(format!("{chain} {next}")).to_string();
+    let mut rest = diff_ids.iter();
+    let base = rest.next().cloned().unwrap_or_default();
+    rest.fold(base, below).parse().unwrap()
 }
 
 /// Digest of what a tag names, as Crane says it and as its bytes have it.
@@ -481,6 +524,9 @@ fn a_moved_tag_gives_clients_the_new_image_and_a_deleted_repository_is_unknown()
     }
     let reference = format!("{}/{name}:{TAG}", server.crane());
     assert!(clients.podman.pull(&reference).is_err());
+    if let Some(containerd) = &clients.containerd {
+        assert!(containerd.pull(&reference).is_err());
+    }
     if let Some(docker) = &clients.docker {
         assert!(docker.docker(&["pull", &reference]).is_err());
     }
