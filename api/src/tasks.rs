@@ -199,13 +199,28 @@ mod tests {
     use super::*;
     use crate::testing::Api;
 
+    /// A publish like no other, so that each is a task of its own.
     async fn publish(api: &Api, repo: &str) -> TaskId {
-        api.post(
-            &format!("/repositories/{repo}/actions/publish/"),
-            &json!({"id": "web"}),
-        )
-        .await
-        .task()
+        let other = format!("https://{}.example.com/", TaskId::new());
+        publish_with(api, repo, json!({"redirect-url": other})).await
+    }
+
+    async fn publish_with(api: &Api, repo: &str, override_config: Value) -> TaskId {
+        let body = json!({"id": "web", "override_config": override_config});
+        api.post(&format!("/repositories/{repo}/actions/publish/"), &body)
+            .await
+            .task()
+    }
+
+    #[tokio::test]
+    async fn a_publish_like_one_that_waits_is_accepted_with_its_task() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let first = publish_with(&api, "r", json!({})).await;
+        assert_eq!(publish_with(&api, "r", json!({})).await, first);
+        assert_ne!(publish_with(&api, "r", json!({"force_full": true})).await, first);
+        api.claimed(first).await;
+        assert_ne!(publish_with(&api, "r", json!({})).await, first);
     }
 
     async fn state(api: &Api, id: TaskId) -> Value {

@@ -25,7 +25,10 @@ use pulp_liveness::{Database, Keeper, keep_worker, presence};
 use pulp_model::task::TaskClass;
 use pulp_publication::Root;
 use pulp_runtime::{backoff::Backoff, shutdown::Shutdown};
-use pulp_store::{Store, workers::Incarnation};
+use pulp_store::{
+    Store,
+    workers::{Incarnation, Serving},
+};
 use serde_json::{Map, Value};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -91,6 +94,13 @@ pub async fn run(settings: Settings, resources: Resources, shutdown: &Shutdown) 
     tokio::fs::create_dir_all(&settings.working_dir)
         .await
         .map_err(WorkerError::WorkingDirectory)?;
+    let serving = Serving::of_this_release(
+        settings
+            .slots
+            .iter()
+            .map(|(class, slots)| (*class, u32::try_from(*slots).unwrap_or(u32::MAX)))
+            .collect(),
+    );
     let mut backoff = Backoff::for_connections();
     while !shutdown.soft().is_cancelled() {
         let host = presence::host_name();
@@ -98,7 +108,7 @@ pub async fn run(settings: Settings, resources: Resources, shutdown: &Shutdown) 
         let registered = resources
             .database
             .store
-            .register_worker(ROLE, NAME_PREFIX, &host, true, settings.lease_ttl)
+            .register_serving(ROLE, NAME_PREFIX, &host, true, settings.lease_ttl, &serving)
             .await;
         match registered {
             Ok(incarnation) => {

@@ -30,6 +30,8 @@ codes! {
     GENERAL = "PLP0000";
     /// Something named doesn't exist; data `resources`.
     NOT_FOUND = "PLP0009";
+    /// The task took too long, or showed no progress for too long; data `task_id`, `timeout` in seconds.
+    TIMED_OUT = "PLP0011";
     /// An operation of Pulp 2 that is not there; data `operation_name`.
     NOT_IMPLEMENTED = "PLP0014";
     /// Values that are not valid; data `property_names`.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{DistributorId, RepositoryId, UploadId};
+use crate::{DistributorId, Login, RepositoryId, UploadId};
 
 /// A task's state as Pulp 2 clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -183,6 +183,54 @@ impl Claim {
     }
 }
 
+/// For whom a task is done. Grants go round between owners, so that much work of one doesn't hold up another's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Owner(String);
+
+impl Owner {
+    /// A user who asked.
+    pub fn user(login: &Login) -> Self {
+        Self(format!("user:{login}"))
+    }
+
+    /// Work that a schedule asked for.
+    pub fn scheduler() -> Self {
+        Self("scheduler".to_owned())
+    }
+
+    /// Work that nobody asked for.
+    pub fn system() -> Self {
+        Self("system".to_owned())
+    }
+
+    /// An owner read back from the database, or made by a test.
+    pub fn from_stored(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text: `user:<login>`, `scheduler` or `system`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// By what a request is known to be the same as one that waits already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coalescing {
+    /// What it is about, for example `publish:busybox/web`. Of one scope, only the last request can stand for
+    /// the next: with other options between the two, the last word would be lost.
+    pub scope: String,
+    /// The options, in one spelling.
+    pub options: String,
+}
+
 /// What a task does, with its arguments. Stored as JSON; `kind` names the variant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -250,10 +298,87 @@ pub enum TaskKind {
     },
 }
 
-/// The largest schema version of task arguments that this release writes and reads.
-pub const TASK_SCHEMA_VERSION: i64 = 1;
+/// The kinds that this release can run: name, the largest schema version of its arguments that is read (every
+/// version from 1 on is), and how many seconds a run may take unless configured otherwise.
+///
+/// A release that adds a kind, or an argument that an older one must not overlook, says so here; tasks of it are
+/// granted once a worker lives that can run them.
+pub const KINDS: &[KindInfo] = &[
+    KindInfo::new("import_upload", 1, 12 * 3600),
+    KindInfo::new("publish", 1, 4 * 3600),
+    KindInfo::new("delete_repository", 1, 3600),
+    KindInfo::new("update_importer", 1, 600),
+    KindInfo::new("delete_importer", 1, 600),
+    KindInfo::new("update_distributor", 1, 3600),
+    KindInfo::new("delete_distributor", 1, 3600),
+];
+
+/// What this release knows of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KindInfo {
+    /// The `kind` in stored arguments.
+    pub name: &'static str,
+    /// The largest schema version that it reads, and the one that it writes.
+    pub schema_version: i64,
+    /// How many seconds a run may take.
+    pub deadline_seconds: u64,
+}
+
+impl KindInfo {
+    const fn new(name: &'static str, schema_version: i64, deadline_seconds: u64) -> Self {
+        Self {
+            name,
+            schema_version,
+            deadline_seconds,
+        }
+    }
+
+    /// The kind of this name.
+    pub fn of(name: &str) -> Option<&'static Self> {
+        KINDS.iter().find(|kind| kind.name == name)
+    }
+}
 
 impl TaskKind {
+    /// The `kind` in stored arguments.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::ImportUpload { .. } => "import_upload",
+            Self::Publish { .. } => "publish",
+            Self::DeleteRepository { .. } => "delete_repository",
+            Self::UpdateImporter { .. } => "update_importer",
+            Self::DeleteImporter { .. } => "delete_importer",
+            Self::UpdateDistributor { .. } => "update_distributor",
+            Self::DeleteDistributor { .. } => "delete_distributor",
+        }
+    }
+
+    /// The schema version of its arguments, as this release writes them.
+    pub fn schema_version(&self) -> i64 {
+        KindInfo::of(self.name()).map_or(1, |kind| kind.schema_version)
+    }
+
+    /// By what it is known to be the same as a request that waits; none if each is done by itself.
+    pub fn coalescing(&self) -> Option<Coalescing> {
+        match self {
+            Self::Publish {
+                repo_id,
+                distributor_id,
+                override_config,
+            } => Some(Coalescing {
+                scope: format!("publish:{repo_id}/{distributor_id}"),
+                options: Value::Object(override_config.clone()).to_string(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether a request after it may need to see what it does, so that none from before it can stand for it. A
+    /// publish only reads: whatever else of the repository waits comes to the same with it or without.
+    pub const fn changes_repository(&self) -> bool {
+        !matches!(self, Self::Publish { .. })
+    }
+
     /// The repository it works on.
     pub const fn repo_id(&self) -> &RepositoryId {
         match self {
@@ -387,6 +512,53 @@ mod tests {
                 ("repository:r".to_owned(), LockMode::Shared)
             ]
         );
+    }
+
+    #[test]
+    fn every_kind_is_known_by_the_name_in_its_arguments() {
+        let repo_id: RepositoryId = "r".parse().unwrap();
+        let distributor_id: DistributorId = "d".parse().unwrap();
+        let config = Map::new();
+        let kinds = [
+            TaskKind::ImportUpload {
+                repo_id: repo_id.clone(),
+                upload_id: UploadId::new(),
+                unit_type_id: String::new(),
+                unit_key: config.clone(),
+                unit_metadata: config.clone(),
+                override_config: config.clone(),
+            },
+            TaskKind::Publish {
+                repo_id: repo_id.clone(),
+                distributor_id: distributor_id.clone(),
+                override_config: config.clone(),
+            },
+            TaskKind::DeleteRepository {
+                repo_id: repo_id.clone(),
+            },
+            TaskKind::UpdateImporter {
+                repo_id: repo_id.clone(),
+                importer_type_id: None,
+                config: config.clone(),
+            },
+            TaskKind::DeleteImporter {
+                repo_id: repo_id.clone(),
+            },
+            TaskKind::UpdateDistributor {
+                repo_id: repo_id.clone(),
+                distributor_id: distributor_id.clone(),
+                config,
+                auto_publish: None,
+            },
+            TaskKind::DeleteDistributor {
+                repo_id,
+                distributor_id,
+            },
+        ];
+        for kind in &kinds {
+            assert_eq!(serde_json::to_value(kind).unwrap()["kind"], kind.name());
+            assert!(KindInfo::of(kind.name()).is_some(), "{}", kind.name());
+        }
     }
 
     #[test]

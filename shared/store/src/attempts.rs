@@ -1,15 +1,27 @@
 //! A worker's side of a task: claim, progress, and the fenced commit of its effect.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    time::Duration,
+};
 
 use pulp_model::{
-    Attempt, CodedError, TaskId,
-    task::{TaskKind, TaskState},
+    Attempt, CodedError, TaskId, Timestamp,
+    task::{Owner, TaskKind, TaskState},
 };
 use serde_json::Value;
-use sqlx::Row as _;
+use sqlx::{Row as _, any::AnyRow};
 
-use crate::{Store, StoreError, Tx, outbox::Message, row, tasks::state, workers::Incarnation};
+use crate::{
+    Store, StoreError, Tx,
+    leases::micros,
+    outbox::Message,
+    row,
+    tasks::{Submission, state},
+    timeline::EventKind,
+    workers::Incarnation,
+};
 
 /// The right to run one attempt of one task. Only a claim makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +60,8 @@ pub enum ClaimOutcome {
     Refused,
     /// Our own lease has ended; claim nothing more.
     WorkerLost,
-    /// This release can't read its arguments. The task waits on for one that can.
+    /// This release can't read its arguments, for the reason given. The task waits again, for one that can: its
+    /// grant was taken back, and the next comes a moment later.
     Unreadable(String),
 }
 
@@ -63,6 +76,8 @@ pub enum Outcome {
     Failed(CodedError),
     /// Stopped by a cancel.
     Canceled,
+    /// Canceled because it took too long, or came to a standstill.
+    Overdue(CodedError),
 }
 
 /// A transaction that may change content, because it holds the task's row while the attempt is the current one.
@@ -99,7 +114,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
         let alive = tx.locking(
-            "SELECT 1 AS one FROM workers WHERE name = $1 AND incarnation = $2 AND expires >= $3 FOR SHARE",
+            "SELECT supports FROM workers WHERE name = $1 AND incarnation = $2 AND expires >= $3 FOR SHARE",
         );
         let alive = sqlx::query(alive)
             .bind(&worker.name.0)
@@ -107,11 +122,12 @@ impl Store {
             .bind(now.micros())
             .fetch_optional(tx.on())
             .await?;
-        if alive.is_none() {
+        let Some(alive) = alive else {
             return Ok(ClaimOutcome::WorkerLost);
-        }
-        let sql = "UPDATE tasks SET state = 'running', worker_name = $3, incarnation = $4, started = $5 \
-                   WHERE task_id = $1 AND attempt = $2 AND state = 'accepted' RETURNING kind, schema_version";
+        };
+        let sql = "UPDATE tasks SET state = 'running', worker_name = $3, incarnation = $4, started = $5, progressed = $5 \
+                   WHERE task_id = $1 AND attempt = $2 AND state = 'accepted' \
+                   RETURNING kind, kind_name, schema_version, declined";
         let found = sqlx::query(sql)
             .bind(id.to_string())
             .bind(attempt.0)
@@ -123,15 +139,13 @@ impl Store {
         let Some(found) = found else {
             return Ok(ClaimOutcome::Refused);
         };
-        let version: i64 = found.try_get("schema_version")?;
-        if version > pulp_model::task::TASK_SCHEMA_VERSION {
-            return Ok(ClaimOutcome::Unreadable(format!(
-                "its arguments have schema version {version}"
-            )));
-        }
-        let kind = match row::json(&found, "kind") {
+        let kind = match readable(&found, &row::json(&alive, "supports")?)? {
             Ok(kind) => kind,
-            Err(e) => return Ok(ClaimOutcome::Unreadable(e.to_string())),
+            Err(why) => {
+                tx.decline(id, &why, found.try_get("declined")?, now).await?;
+                tx.commit().await?;
+                return Ok(ClaimOutcome::Unreadable(why));
+            }
         };
         tx.commit().await?;
         Ok(ClaimOutcome::Claimed(Box::new(ClaimedTask {
@@ -140,15 +154,32 @@ impl Store {
         })))
     }
 
+    /// Says by when a run is to have ended: its worker stops it then, and the resource manager a while later if
+    /// the worker did not. False if the attempt is over.
+    pub async fn set_deadline(&self, lease: &TaskLease, within: Duration) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let sql = "UPDATE tasks SET deadline = started + $3 WHERE task_id = $1 AND attempt = $2 AND state = 'running'";
+        let done = sqlx::query(sql)
+            .bind(lease.task_id.to_string())
+            .bind(lease.attempt.0)
+            .bind(micros(within))
+            .execute(tx.on())
+            .await?;
+        tx.commit().await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Writes a progress report; false if the attempt is over.
     pub async fn write_progress(&self, lease: &TaskLease, report: &Value) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
-        let sql =
-            "UPDATE tasks SET progress_report = $3 WHERE task_id = $1 AND attempt = $2 AND state = 'running'";
+        let now = tx.now().await?;
+        let sql = "UPDATE tasks SET progress_report = $3, progressed = $4 \
+                   WHERE task_id = $1 AND attempt = $2 AND state = 'running'";
         let done = sqlx::query(sql)
             .bind(lease.task_id.to_string())
             .bind(lease.attempt.0)
             .bind(row::to_json(report))
+            .bind(now.micros())
             .execute(tx.on())
             .await?;
         tx.commit().await?;
@@ -196,18 +227,75 @@ impl Store {
             .bind(now.micros())
             .execute(fenced.on())
             .await?;
-        fenced.release_reservations(id).await?;
         if canceled.rows_affected() > 0 {
+            fenced.release_reservations(id).await?;
             fenced.tell(now, &[Message::ended(id)]).await?;
             return fenced.tx.commit().await;
         }
-        let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, started = NULL, worker_name = NULL, incarnation = NULL \
-                   WHERE task_id = $1";
-        sqlx::query(sql).bind(id.to_string()).execute(fenced.on()).await?;
+        fenced
+            .take_back(id, EventKind::HandedBack, "its worker ends", now)
+            .await?;
         fenced
             .tell(now, &[Message::ended(id), Message::submitted(id)])
             .await?;
         fenced.tx.commit().await
+    }
+}
+
+/// What the worker is to do, or why it can't.
+fn readable(
+    found: &AnyRow,
+    supports: &BTreeMap<String, i64>,
+) -> Result<Result<TaskKind, String>, StoreError> {
+    let (name, version): (String, i64) = (found.try_get("kind_name")?, found.try_get("schema_version")?);
+    let why = match supports.get(&name) {
+        Some(known) if version <= *known => match row::json(found, "kind") {
+            Ok(kind) => return Ok(Ok(kind)),
+            Err(e) => format!("its arguments can't be read: {}", crate::error::with_causes(&e)),
+        },
+        Some(known) => {
+            format!("its arguments have schema version {version}; this worker reads up to {known}")
+        }
+        None => format!("this worker knows no task kind {name}"),
+    };
+    Ok(Err(why))
+}
+
+impl Tx {
+    /// Takes back a grant that its worker can't read. It is granted again after a pause that grows with each time,
+    /// so that it can't go round and round among workers of the older release.
+    async fn decline(
+        &mut self,
+        id: TaskId,
+        why: &str,
+        declined: i64,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.take_back(id, EventKind::Declined, why, now).await?;
+        let pause = 1_000_000 << declined.clamp(0, 5);
+        let sql = "UPDATE tasks SET declined = declined + 1, not_before = $2 WHERE task_id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(now.plus_micros(pause).micros())
+            .execute(self.on())
+            .await?;
+        self.tell(now, &[Message::ended(id), Message::submitted(id)])
+            .await
+    }
+
+    /// Ends an attempt without ending the task: it waits again at its old place, with what befell it on record.
+    pub(crate) async fn take_back(
+        &mut self,
+        id: TaskId,
+        event: EventKind,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.record_attempt(id, event, why, now).await?;
+        let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, resent = NULL, started = NULL, deadline = NULL, \
+                   progressed = NULL, worker_name = NULL, incarnation = NULL WHERE task_id = $1";
+        sqlx::query(sql).bind(id.to_string()).execute(self.on()).await?;
+        self.release_reservations(id).await
     }
 }
 
@@ -217,10 +305,22 @@ impl FencedTx {
         self.lease.task_id
     }
 
-    /// Makes a task as part of this effect, for example a publish after an import.
+    /// Makes a task as part of this effect, for example a publish after an import: for the same owner, in the same
+    /// group. It may be one that waits already; see [`Tx::submit`].
     pub async fn spawn(&mut self, kind: &TaskKind) -> Result<TaskId, StoreError> {
         let parent = self.lease.task_id;
-        let id = self.tx.enqueue_child(kind, Some(parent)).await?;
+        let sql = "SELECT owner, group_id FROM tasks WHERE task_id = $1";
+        let found = sqlx::query(sql)
+            .bind(parent.to_string())
+            .fetch_one(self.tx.on())
+            .await?;
+        let submission = Submission {
+            kind,
+            owner: Owner::from_stored(found.try_get::<String, _>("owner")?),
+            group_id: found.try_get("group_id")?,
+            parent: Some(parent),
+        };
+        let id = self.tx.submit(&submission).await?;
         self.spawned.push(id);
         Ok(id)
     }
@@ -235,6 +335,7 @@ impl FencedTx {
             Outcome::Skipped(result) => (TaskState::Skipped, Some(result), None),
             Outcome::Failed(error) => (TaskState::Error, None, Some(error)),
             Outcome::Canceled => (TaskState::Canceled, None, None),
+            Outcome::Overdue(error) => (TaskState::Canceled, None, Some(error)),
         };
         let sql = "UPDATE tasks SET state = $2, result = $3, error = $4, finished = $5, progress_report = $6, spawned_tasks = $7 \
                    WHERE task_id = $1";

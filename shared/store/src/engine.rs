@@ -162,6 +162,20 @@ impl Tx {
         now(engine, self.on()).await
     }
 
+    /// Takes this repository's turn until the transaction ends, then tells the time. Of requests that concern one
+    /// repository, one is decided after the other, and `created` grows in the order in which they become visible.
+    pub(crate) async fn turn_of(&mut self, repo: &str) -> Result<Timestamp, StoreError> {
+        if self.engine == Engine::Sqlite {
+            // The only writer's place is the turn.
+            return self.now().await;
+        }
+        // The select list is evaluated once the common table has given its row, that is, with the lock held.
+        let sql = "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock($1)) \
+                   SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now FROM turn";
+        let found = sqlx::query(sql).bind(turn_key(repo)).fetch_one(self.on()).await?;
+        Ok(Timestamp(found.try_get("now")?))
+    }
+
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.
     pub(crate) fn locking(&self, sql: &'static str) -> SqlStr {
         match self.engine {
@@ -203,6 +217,18 @@ pub(crate) fn rows_of(columns: usize, rows: usize) -> String {
 /// A statement whose text differs with the number of its rows; it would only crowd the connection's cache.
 pub(crate) fn bulk<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
     sqlx::query(assembled(sql)).persistent(false)
+}
+
+/// The advisory lock of a repository. A few hundred of them stand for all repositories, so that a transaction over
+/// thousands of tasks does not fill the server's lock table; that two repositories share one costs them a moment.
+fn turn_key(repo: &str) -> i64 {
+    // "pulp" and a number below 512.
+    const BASE: i64 = 0x7075_6c70_0000;
+    // FNV-1a: the same in every process and release, unlike the standard library's.
+    let hash = repo.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    BASE + (hash % 512) as i64
 }
 
 async fn now(engine: Engine, connection: &mut AnyConnection) -> Result<Timestamp, StoreError> {

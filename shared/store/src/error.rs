@@ -120,3 +120,14 @@ pub(crate) fn duplicate(error: sqlx::Error, what: &str) -> StoreError {
         _ => error.into(),
     }
 }
+
+/// An error with what lies beneath it, in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}

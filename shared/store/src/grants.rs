@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
-    task::{Claim, LockMode, ResourceKey, TaskClass, TaskState},
+    task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
 };
 use sqlx::{Row as _, any::AnyRow};
 
@@ -15,6 +15,7 @@ use crate::{
     outbox::Message,
     row,
     tasks::state,
+    timeline::EventKind,
 };
 
 /// The role whose lease guards these writes.
@@ -31,6 +32,14 @@ pub struct LiveTask {
     pub attempt: Attempt,
     /// The queue its grant goes to.
     pub class: TaskClass,
+    /// For whom it is done.
+    pub owner: Owner,
+    /// The name of its kind.
+    pub kind_name: String,
+    /// The schema version of its arguments.
+    pub schema_version: i64,
+    /// Not to be granted before this instant, of the database's clock.
+    pub not_before: Option<Timestamp>,
     /// What it needs.
     pub claims: Vec<Claim>,
     /// Its place in the order of arrival, with the id as tie-break.
@@ -57,11 +66,28 @@ pub enum Revoked {
     Ended,
 }
 
+/// When the resource manager ends a running task over its worker's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HardLimits {
+    /// So long after the deadline by which its worker should have ended it.
+    pub beyond_deadline: Duration,
+    /// So long after its progress last changed; none means never.
+    pub without_progress: Option<Duration>,
+}
+
+/// What an event says of an attempt whose worker was lost.
+const WORKER_GONE: &str = "its worker is gone";
+
+const LIVE_COLUMNS: &str =
+    "task_id, state, attempt, class, owner, kind_name, schema_version, not_before, created";
+
 impl Store {
     /// Every task that is not at its end, oldest first.
     pub async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError> {
-        let sql = "SELECT task_id, state, attempt, class, created FROM tasks \
-                   WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, task_id";
+        let sql = assembled(format!(
+            "SELECT {LIVE_COLUMNS} FROM tasks \
+             WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, task_id"
+        ));
         let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
         let claims = "SELECT r.task_id, r.resource, r.exclusive FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
                       WHERE t.state IN ('waiting', 'accepted', 'running') ORDER BY r.resource";
@@ -75,7 +101,7 @@ impl Store {
         for chunk in ids.chunks(CHUNK) {
             let list = placeholders(1, chunk.len());
             let sql = format!(
-                "SELECT task_id, state, attempt, class, created FROM tasks WHERE task_id IN ({list}) \
+                "SELECT {LIVE_COLUMNS} FROM tasks WHERE task_id IN ({list}) \
                  AND state IN ('waiting', 'accepted', 'running')"
             );
             let mut query = sqlx::query(assembled(sql));
@@ -109,6 +135,8 @@ impl Store {
         let now = tx.now().await?;
         let granted = tx.accept(epoch, grants, now).await?;
         tx.reserve(&granted, now).await?;
+        let ids: Vec<TaskId> = granted.iter().map(|(grant, _)| grant.id).collect();
+        tx.close_requests(&ids).await?;
         let messages: Vec<_> = granted
             .iter()
             .map(|(grant, attempt)| Message::granted(grant.id, *attempt, grant.class, epoch))
@@ -127,13 +155,14 @@ impl Store {
         let mut tx = self.begin().await?;
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
-        let sql = "SELECT task_id, attempt, class FROM tasks WHERE state = 'accepted' AND accepted < $1 ORDER BY accepted LIMIT 1000";
+        let sql = "SELECT task_id, attempt, class FROM tasks WHERE state = 'accepted' \
+                   AND COALESCE(resent, accepted) < $1 ORDER BY accepted LIMIT 1000";
         let before = now.plus_micros(-micros(older_than)).micros();
         let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
         let mut messages = Vec::with_capacity(rows.len());
         for r in &rows {
             let id: TaskId = row::parsed(r, "task_id")?;
-            let touch = "UPDATE tasks SET accepted = $2 WHERE task_id = $1 AND state = 'accepted'";
+            let touch = "UPDATE tasks SET resent = $2 WHERE task_id = $1 AND state = 'accepted'";
             sqlx::query(touch)
                 .bind(id.to_string())
                 .bind(now.micros())
@@ -172,19 +201,19 @@ impl Store {
             let canceled = r.try_get::<Option<i64>, _>("cancel_requested")?.is_some();
             let again = r.try_get::<i64, _>("restartable")? != 0 && lost < max_attempts;
             if canceled {
+                tx.record_event(id, EventKind::Revoked, WORKER_GONE, now).await?;
                 tx.end_revoked(id, TaskState::Canceled, None, now).await?;
                 revoked.push((id, Revoked::Ended));
             } else if again {
-                let wait = "UPDATE tasks SET state = 'waiting', lost = $2, accepted = NULL, started = NULL, worker_name = NULL, \
-                            incarnation = NULL WHERE task_id = $1";
-                sqlx::query(wait)
+                tx.take_back(id, EventKind::Revoked, WORKER_GONE, now).await?;
+                sqlx::query("UPDATE tasks SET lost = $2 WHERE task_id = $1")
                     .bind(id.to_string())
                     .bind(lost)
                     .execute(tx.on())
                     .await?;
-                tx.release_reservations(id).await?;
                 revoked.push((id, Revoked::WaitsAgain));
             } else {
+                tx.record_event(id, EventKind::Revoked, WORKER_GONE, now).await?;
                 let error = worker_lost(id, worker.as_deref().unwrap_or("unknown"), lost);
                 tx.end_revoked(id, TaskState::Error, Some(&error), now).await?;
                 revoked.push((id, Revoked::Ended));
@@ -211,7 +240,53 @@ impl Store {
         let mut ended = Vec::new();
         for r in &rows {
             let id: TaskId = row::parsed(r, "task_id")?;
+            let why = "it did not stop in time after the cancel";
+            tx.record_event(id, EventKind::Expired, why, now).await?;
             tx.end_revoked(id, TaskState::Canceled, None, now).await?;
+            ended.push(id);
+        }
+        tx.commit().await?;
+        Ok(ended)
+    }
+
+    /// Ends tasks that should have ended, or shown progress, more than `limits` allow ago: whatever is wrong with
+    /// their worker, they don't hold their resources for ever. Its commit is fenced.
+    pub async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.require_epoch(ROLE, epoch).await?;
+        let now = tx.now().await?;
+        let sql = tx.locking(
+            "SELECT task_id, deadline, progressed FROM tasks \
+             WHERE state = 'running' AND (deadline < $1 OR progressed < $2) FOR UPDATE",
+        );
+        let overdue = now.plus_micros(-micros(limits.beyond_deadline)).micros();
+        let silent = match limits.without_progress {
+            Some(limit) => now.plus_micros(-micros(limit)).micros(),
+            None => 0,
+        };
+        let rows = sqlx::query(sql)
+            .bind(overdue)
+            .bind(silent)
+            .fetch_all(tx.on())
+            .await?;
+        let mut ended = Vec::new();
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            let late = r
+                .try_get::<Option<i64>, _>("deadline")?
+                .is_some_and(|at| at < overdue);
+            let why = if late {
+                "it went on beyond its deadline, and its worker did not end it"
+            } else {
+                "it showed no progress for too long, and its worker did not end it"
+            };
+            tx.record_event(id, EventKind::Expired, why, now).await?;
+            let error = CodedError::new(
+                ErrorCode::TIMED_OUT,
+                format!("{why}; nothing of it was committed. Look at the worker's log, then ask for the task again"),
+            )
+            .with("task_id", id);
+            tx.end_revoked(id, TaskState::Canceled, Some(&error), now).await?;
             ended.push(id);
         }
         tx.commit().await?;
@@ -361,6 +436,10 @@ fn live(found: &AnyRow, claims: &mut HashMap<String, Vec<Claim>>) -> Result<Live
         state: state(found)?,
         attempt: Attempt(found.try_get("attempt")?),
         class: class(found)?,
+        owner: Owner::from_stored(found.try_get::<String, _>("owner")?),
+        kind_name: found.try_get("kind_name")?,
+        schema_version: found.try_get("schema_version")?,
+        not_before: row::optional_instant(found, "not_before")?,
         claims: claims.remove(&id.to_string()).unwrap_or_default(),
         created: row::instant(found, "created")?,
     })

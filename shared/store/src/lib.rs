@@ -11,6 +11,7 @@ mod row;
 
 pub mod attempts;
 pub mod distributors;
+pub mod figures;
 pub mod grants;
 pub mod history;
 pub mod importers;
@@ -18,6 +19,7 @@ pub mod leases;
 pub mod outbox;
 pub mod repositories;
 pub mod tasks;
+pub mod timeline;
 pub mod units;
 pub mod uploads;
 pub mod users;

@@ -2,14 +2,14 @@
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
-    task::{LockMode, TASK_SCHEMA_VERSION, TaskKind, TaskState},
+    task::{Coalescing, LockMode, Owner, TaskKind, TaskState},
 };
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{assembled, placeholders, rows_of},
+    engine::{CHUNK, assembled, bulk, placeholders, rows_of},
     outbox::Message,
     row,
 };
@@ -27,6 +27,8 @@ pub struct Task {
     pub tags: Vec<String>,
     /// The group it belongs to, if any.
     pub group_id: Option<String>,
+    /// For whom it is done.
+    pub owner: Owner,
     /// The attempt that holds it, 0 before the first grant.
     pub attempt: Attempt,
     /// Who runs or ran it.
@@ -81,8 +83,39 @@ pub enum CancelOutcome {
     Requested,
 }
 
-const COLUMNS: &str = "task_id, task_type, state, tags, group_id, attempt, worker_name, created, started, finished, \
-                       cancel_requested, progress_report, result, error, spawned_tasks";
+/// A task that is to be made.
+#[derive(Debug, Clone)]
+pub struct Submission<'k> {
+    /// What to do.
+    pub kind: &'k TaskKind,
+    /// For whom.
+    pub owner: Owner,
+    /// The group that it belongs to, if any.
+    pub group_id: Option<String>,
+    pub(crate) parent: Option<TaskId>,
+}
+
+impl<'k> Submission<'k> {
+    /// A task of no group.
+    pub const fn new(kind: &'k TaskKind, owner: Owner) -> Self {
+        Self {
+            kind,
+            owner,
+            group_id: None,
+            parent: None,
+        }
+    }
+
+    /// The same, in a group.
+    #[must_use]
+    pub fn in_group(mut self, group_id: impl Into<String>) -> Self {
+        self.group_id = Some(group_id.into());
+        self
+    }
+}
+
+const COLUMNS: &str = "task_id, task_type, state, tags, group_id, owner, attempt, worker_name, created, started, \
+                       finished, cancel_requested, progress_report, result, error, spawned_tasks";
 
 impl Store {
     /// One task.
@@ -137,30 +170,100 @@ impl Store {
 }
 
 impl Tx {
-    /// Makes a task: its row, tags, resources and the message that tells the resource manager.
+    /// Makes a task that nobody in particular asked for; see [`Tx::submit`].
     pub async fn enqueue(&mut self, kind: &TaskKind) -> Result<TaskId, StoreError> {
-        self.enqueue_child(kind, None).await
+        self.submit(&Submission::new(kind, Owner::system())).await
     }
 
-    pub(crate) async fn enqueue_child(
-        &mut self,
-        kind: &TaskKind,
-        parent: Option<TaskId>,
-    ) -> Result<TaskId, StoreError> {
+    /// Makes a task: its row, tags, resources and the message that tells the resource manager.
+    ///
+    /// A request that is the same as one that waits already is answered with that one's task, if what it asks for
+    /// comes to the same: nothing that could make a difference was asked for in between, and the waiting task is
+    /// not granted before this transaction ends.
+    pub async fn submit(&mut self, submission: &Submission<'_>) -> Result<TaskId, StoreError> {
+        let kind = submission.kind;
+        let now = self.turn_of(kind.repo_id().as_str()).await?;
+        let coalescing = kind.coalescing();
+        if let Some(wanted) = &coalescing
+            && let Some(waiting) = self.waiting_like(wanted).await?
+        {
+            return Ok(waiting);
+        }
         let id = TaskId::new();
-        let now = self.now().await?;
+        if kind.changes_repository() {
+            let close = "DELETE FROM open_requests WHERE repo_id = $1";
+            sqlx::query(close)
+                .bind(kind.repo_id().as_str())
+                .execute(self.on())
+                .await?;
+        }
+        if let Some(Coalescing { scope, options }) = &coalescing {
+            let open = "INSERT INTO open_requests (scope, options, repo_id, task_id) VALUES ($1, $2, $3, $4) \
+                        ON CONFLICT (scope) DO UPDATE SET options = excluded.options, task_id = excluded.task_id";
+            sqlx::query(open)
+                .bind(scope)
+                .bind(options)
+                .bind(kind.repo_id().as_str())
+                .bind(id.to_string())
+                .execute(self.on())
+                .await?;
+        }
+        self.insert_task(id, submission, now).await?;
+        self.tell(now, &[Message::submitted(id)]).await?;
+        Ok(id)
+    }
+
+    /// The waiting task that this request may be answered with. It can't be granted until this transaction ends:
+    /// a grant closes the request, whose row is locked here.
+    async fn waiting_like(&mut self, wanted: &Coalescing) -> Result<Option<TaskId>, StoreError> {
+        let sql =
+            self.locking("SELECT task_id FROM open_requests WHERE scope = $1 AND options = $2 FOR SHARE");
+        let found = sqlx::query(sql)
+            .bind(&wanted.scope)
+            .bind(&wanted.options)
+            .fetch_optional(self.on())
+            .await?;
+        found.map(|r| row::parsed(&r, "task_id")).transpose()
+    }
+
+    /// These tasks stand for no later request any more.
+    pub(crate) async fn close_requests(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
+        for chunk in tasks.chunks(CHUNK) {
+            let sql = format!(
+                "DELETE FROM open_requests WHERE task_id IN ({})",
+                placeholders(1, chunk.len())
+            );
+            let mut query = bulk(sql);
+            for id in chunk {
+                query = query.bind(id.to_string());
+            }
+            query.execute(self.on()).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert_task(
+        &mut self,
+        id: TaskId,
+        submission: &Submission<'_>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let kind = submission.kind;
         let tags = kind.tags();
-        let insert = "INSERT INTO tasks (task_id, kind, task_type, schema_version, class, state, tags, parent_id, restartable, \
-                      attempt, lost, created, progress_report, spawned_tasks) \
-                      VALUES ($1, $2, $3, $4, $5, 'waiting', $6, $7, $8, 0, 0, $9, '{}', '[]')";
+        let insert = "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
+                      group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks) \
+                      VALUES ($1, $2, $3, $4, $5, $6, $7, 'waiting', $8, $9, $10, $11, 0, 0, 0, $12, '{}', '[]')";
         sqlx::query(insert)
             .bind(id.to_string())
             .bind(row::to_json(kind))
+            .bind(kind.name())
             .bind(kind.task_type())
-            .bind(TASK_SCHEMA_VERSION)
+            .bind(kind.schema_version())
+            .bind(submission.owner.as_str())
             .bind(kind.class().as_str())
             .bind(row::to_json(&tags))
-            .bind(parent.map(|p| p.to_string()))
+            .bind(submission.group_id.clone())
+            .bind(submission.parent.map(|p| p.to_string()))
             .bind(i64::from(kind.is_restartable()))
             .bind(now.micros())
             .execute(self.on())
@@ -191,8 +294,7 @@ impl Tx {
             }
             query.execute(self.on()).await?;
         }
-        self.tell(now, &[Message::submitted(id)]).await?;
-        Ok(id)
+        Ok(())
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.
@@ -226,6 +328,7 @@ impl Tx {
                     .execute(self.on())
                     .await?;
                 self.release_reservations(id).await?;
+                self.close_requests(&[id]).await?;
                 self.tell(now, &[Message::ended(id)]).await?;
                 Ok(CancelOutcome::Canceled)
             }
@@ -283,6 +386,7 @@ fn read(found: &AnyRow) -> Result<Task, StoreError> {
         state: state(found)?,
         tags: row::json(found, "tags")?,
         group_id: found.try_get("group_id")?,
+        owner: Owner::from_stored(found.try_get::<String, _>("owner")?),
         attempt: Attempt(found.try_get("attempt")?),
         worker_name: found.try_get::<Option<String>, _>("worker_name")?.map(WorkerName),
         created: row::instant(found, "created")?,

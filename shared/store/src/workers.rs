@@ -1,8 +1,11 @@
 //! Processes that are alive: workers, and the other roles for the status page.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use pulp_model::{TaskId, Timestamp, WorkerName};
+use pulp_model::{
+    TaskId, Timestamp, WorkerName,
+    task::{KINDS, TaskClass},
+};
 use sqlx::Row as _;
 use uuid::Uuid;
 
@@ -24,6 +27,37 @@ impl Incarnation {
             name,
             id: Uuid::new_v4(),
         }
+    }
+}
+
+/// What a process says it can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// Tasks that it runs at once, a class; one that is absent or 0 is not served.
+    pub slots: BTreeMap<TaskClass, u32>,
+    /// Kinds that it can run, each with the largest schema version of its arguments that it reads.
+    pub supports: BTreeMap<String, i64>,
+}
+
+impl Serving {
+    /// The kinds of this release, with these slots.
+    pub fn of_this_release(slots: BTreeMap<TaskClass, u32>) -> Self {
+        Self {
+            slots,
+            supports: KINDS
+                .iter()
+                .map(|kind| (kind.name.to_owned(), kind.schema_version))
+                .collect(),
+        }
+    }
+
+    /// Whether it can run a kind with arguments of this version, in this class.
+    pub fn can_run(&self, class: TaskClass, kind: &str, schema_version: i64) -> bool {
+        self.slots.get(&class).is_some_and(|slots| *slots > 0)
+            && self
+                .supports
+                .get(kind)
+                .is_some_and(|known| schema_version <= *known)
     }
 }
 
@@ -50,7 +84,7 @@ pub enum Heartbeat {
 
 impl Store {
     /// Announces a process under the first free name: `prefix-0@host`, `prefix-1@host`, … where `numbered`, else
-    /// `prefix@host`, `prefix@host.1`, …. A row whose lease has ended is free.
+    /// `prefix@host`, `prefix@host.1`, …. A row whose lease has ended is free. It has no slots.
     pub async fn register_worker(
         &self,
         role: &str,
@@ -59,6 +93,21 @@ impl Store {
         numbered: bool,
         ttl: Duration,
     ) -> Result<Incarnation, StoreError> {
+        let serving = Serving::of_this_release(BTreeMap::new());
+        self.register_serving(role, prefix, host, numbered, ttl, &serving)
+            .await
+    }
+
+    /// Announces a process that runs tasks; as [`Store::register_worker`].
+    pub async fn register_serving(
+        &self,
+        role: &str,
+        prefix: &str,
+        host: &str,
+        numbered: bool,
+        ttl: Duration,
+        serving: &Serving,
+    ) -> Result<Incarnation, StoreError> {
         for n in 0..10_000 {
             let name = match (numbered, n) {
                 (true, n) => format!("{prefix}-{n}@{host}"),
@@ -66,7 +115,7 @@ impl Store {
                 (false, n) => format!("{prefix}@{host}.{n}"),
             };
             let incarnation = Incarnation::new(WorkerName(name));
-            if self.try_register(role, &incarnation, ttl).await? {
+            if self.try_register(role, &incarnation, ttl, serving).await? {
                 return Ok(incarnation);
             }
         }
@@ -78,12 +127,15 @@ impl Store {
         role: &str,
         incarnation: &Incarnation,
         ttl: Duration,
+        serving: &Serving,
     ) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
-        let sql = "INSERT INTO workers (name, role, incarnation, started, last_heartbeat, expires) VALUES ($1, $2, $3, $4, $4, $5) \
+        let sql = "INSERT INTO workers (name, role, incarnation, started, last_heartbeat, expires, slots, supports) \
+                   VALUES ($1, $2, $3, $4, $4, $5, $6, $7) \
                    ON CONFLICT (name) DO UPDATE SET role = excluded.role, incarnation = excluded.incarnation, \
-                   started = excluded.started, last_heartbeat = excluded.last_heartbeat, expires = excluded.expires \
+                   started = excluded.started, last_heartbeat = excluded.last_heartbeat, expires = excluded.expires, \
+                   slots = excluded.slots, supports = excluded.supports \
                    WHERE workers.expires < excluded.last_heartbeat";
         let done = sqlx::query(sql)
             .bind(&incarnation.name.0)
@@ -91,6 +143,8 @@ impl Store {
             .bind(incarnation.id.to_string())
             .bind(now.micros())
             .bind(now.plus_micros(micros(ttl)).micros())
+            .bind(row::to_json(&serving.slots))
+            .bind(row::to_json(&serving.supports))
             .execute(tx.on())
             .await?;
         tx.commit().await?;
@@ -149,6 +203,21 @@ impl Store {
                 Ok(KnownWorker {
                     name: WorkerName(r.try_get("name")?),
                     last_heartbeat: row::instant(r, "last_heartbeat")?,
+                })
+            })
+            .collect()
+    }
+
+    /// What the live workers can run, those without slots left out.
+    pub async fn serving(&self) -> Result<Vec<Serving>, StoreError> {
+        let now = self.now().await?;
+        let sql = "SELECT slots, supports FROM workers WHERE expires >= $1 AND slots <> '{}' ORDER BY name";
+        let rows = sqlx::query(sql).bind(now.micros()).fetch_all(&self.pool).await?;
+        rows.iter()
+            .map(|r| {
+                Ok(Serving {
+                    slots: row::json(r, "slots")?,
+                    supports: row::json(r, "supports")?,
                 })
             })
             .collect()

@@ -103,6 +103,7 @@ pub(crate) async fn record_failure(
 ) -> Result<(), StoreError> {
     let (result, message) = match outcome {
         Outcome::Canceled => (HistoryResult::Canceled, None),
+        Outcome::Overdue(error) => (HistoryResult::Canceled, Some(error.description.clone())),
         Outcome::Failed(error) => (HistoryResult::Error, Some(error.description.clone())),
         Outcome::Finished(_) | Outcome::Skipped(_) => return Ok(()),
     };

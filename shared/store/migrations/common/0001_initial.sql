@@ -83,8 +83,12 @@ CREATE INDEX repository_units_unit ON repository_units (unit_id);
 CREATE TABLE tasks (
     task_id TEXT NOT NULL PRIMARY KEY,
     kind TEXT NOT NULL,
+    -- The name within `kind` and the version of its arguments: who can run it is decided by them.
+    kind_name TEXT NOT NULL,
     task_type TEXT NOT NULL,
     schema_version BIGINT NOT NULL,
+    -- For whom: `user:<login>`, `scheduler` or `system`.
+    owner TEXT NOT NULL,
     class TEXT NOT NULL,
     state TEXT NOT NULL,
     tags TEXT NOT NULL,
@@ -94,12 +98,21 @@ CREATE TABLE tasks (
     attempt BIGINT NOT NULL,
     -- How many of its attempts were lost with their worker. Not those handed back in order.
     lost BIGINT NOT NULL,
+    -- How many grants were declined by a worker that could not read it.
+    declined BIGINT NOT NULL,
+    -- Not granted before this instant.
+    not_before BIGINT,
     epoch BIGINT,
     worker_name TEXT,
     incarnation TEXT,
     created BIGINT NOT NULL,
     accepted BIGINT,
+    -- When the grant was last sent again.
+    resent BIGINT,
     started BIGINT,
+    -- When the run must have ended, and when its progress last changed.
+    deadline BIGINT,
+    progressed BIGINT,
     finished BIGINT,
     cancel_requested BIGINT,
     progress_report TEXT NOT NULL,
@@ -110,6 +123,8 @@ CREATE TABLE tasks (
 -- Partial, so that they stay as small as the live work, whatever history there is.
 CREATE INDEX tasks_live ON tasks (state, created) WHERE state IN ('waiting', 'accepted', 'running');
 CREATE INDEX tasks_live_worker ON tasks (worker_name) WHERE state = 'running';
+CREATE INDEX tasks_children ON tasks (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX tasks_group ON tasks (group_id) WHERE group_id IS NOT NULL;
 CREATE INDEX tasks_finished ON tasks (finished);
 CREATE INDEX tasks_created ON tasks (created);
 
@@ -119,6 +134,27 @@ CREATE TABLE task_tags (
     PRIMARY KEY (tag, task_id)
 );
 CREATE INDEX task_tags_task ON task_tags (task_id);
+
+-- The last request of each scope that waits and may stand for the next one like it.
+CREATE TABLE open_requests (
+    scope TEXT NOT NULL PRIMARY KEY,
+    options TEXT NOT NULL,
+    repo_id TEXT NOT NULL,
+    task_id TEXT NOT NULL
+);
+CREATE INDEX open_requests_repo ON open_requests (repo_id);
+CREATE INDEX open_requests_task ON open_requests (task_id);
+
+-- What befell a task beyond the straight way, which its own columns tell: attempts that came to nothing, and why.
+CREATE TABLE task_events (
+    task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
+    at BIGINT NOT NULL,
+    event TEXT NOT NULL,
+    attempt BIGINT NOT NULL,
+    worker_name TEXT,
+    detail TEXT
+);
+CREATE INDEX task_events_task ON task_events (task_id);
 
 -- What a task needs, from its birth.
 CREATE TABLE task_resources (
@@ -147,7 +183,10 @@ CREATE TABLE workers (
     incarnation TEXT NOT NULL,
     started BIGINT NOT NULL,
     last_heartbeat BIGINT NOT NULL,
-    expires BIGINT NOT NULL
+    expires BIGINT NOT NULL,
+    -- JSON: tasks that it runs at once, a class; kinds that it can run, with the largest schema version.
+    slots TEXT NOT NULL,
+    supports TEXT NOT NULL
 );
 
 CREATE TABLE leases (

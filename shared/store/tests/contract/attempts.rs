@@ -6,6 +6,7 @@ use pulp_store::{
     attempts::Outcome,
     repositories::RepositoryDelta,
     tasks::CancelOutcome,
+    timeline::EventKind,
     workers::{Heartbeat, Incarnation},
 };
 use serde_json::json;
@@ -130,7 +131,24 @@ async fn unreadable(bed: &Bed, damage: &str) {
     bed.execute(damage).await;
     let outcome = bed.claim(id, attempt, &worker).await.unwrap();
     assert!(matches!(outcome, ClaimOutcome::Unreadable(_)), "{outcome:?}");
-    assert_eq!(bed.task_of(id).await.state, TaskState::Accepted);
+    // Its grant is taken back; it is not its fault, and it holds up nobody.
+    assert_eq!(bed.task_of(id).await.state, TaskState::Waiting);
+    assert_eq!(bed.number("SELECT COUNT(*) FROM reservations").await, 0);
+    let told = bed.timeline(id).await.unwrap();
+    let kinds: Vec<_> = told.iter().map(|e| e.kind).collect();
+    assert_eq!(
+        kinds,
+        [
+            EventKind::Created,
+            EventKind::Granted,
+            EventKind::Claimed,
+            EventKind::Declined
+        ]
+    );
+    assert!(told[3].detail.is_some());
+    // Not at once, so that it doesn't go round among those that can't read it.
+    let live = bed.live_among(&[id]).await.unwrap().remove(0);
+    assert!(live.not_before.unwrap() > bed.now().await.unwrap());
 }
 
 async fn arguments_of_a_newer_release_are_left_to_it(bed: &Bed) {
