@@ -55,6 +55,9 @@ impl Pieces {
     /// How long a client may be silent within a body.
     const PATIENCE: Duration = Duration::from_mins(1);
 
+    /// What is read of a body that is refused as too large, at most: bytes, and time.
+    const DISCARD: (usize, Duration) = (64 * 1024 * 1024, Duration::from_secs(10));
+
     pub(crate) fn of(body: Body, limit: usize) -> Self {
         Self {
             stream: body.into_data_stream(),
@@ -73,9 +76,27 @@ impl Pieces {
         };
         self.received = self.received.saturating_add(piece.len());
         if self.received > self.limit {
-            return Err(ApiError::TooLarge { limit: self.limit });
+            return Err(self.too_large().await);
         }
         Ok(Some(piece))
+    }
+
+    /// Refuses the body, once the client has got rid of it: a connection closed under a client that still sends
+    /// looks broken to it, and the answer is lost. What is very large or slow is cut off all the same.
+    pub(crate) async fn too_large(&mut self) -> ApiError {
+        let (most, time) = Self::DISCARD;
+        let discard = async {
+            let mut discarded = 0;
+            while let Some(Ok(piece)) = self.stream.next().await {
+                discarded += piece.len();
+                if discarded > most {
+                    return;
+                }
+            }
+        };
+        // Over or not: the answer is the same.
+        let _ = tokio::time::timeout(time, discard).await;
+        ApiError::TooLarge { limit: self.limit }
     }
 
     /// How many bytes have come.
@@ -153,6 +174,23 @@ mod tests {
         let mut pieces = Pieces::of(Body::from_stream(silent), 10);
         pieces.patience = Duration::from_millis(1);
         assert!(matches!(pieces.next().await, Err(ApiError::BodyBrokeOff)));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_is_read_to_its_end_so_that_the_answer_arrives() {
+        let read = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = std::sync::Arc::clone(&read);
+        let stream = futures::stream::iter(0..5).map(move |_| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Bytes::from_static(b"12345678"))
+        });
+        let mut pieces = Pieces::of(Body::from_stream(stream), 10);
+        assert!(matches!(pieces.next().await, Ok(Some(_))));
+        assert!(matches!(
+            pieces.next().await,
+            Err(ApiError::TooLarge { limit: 10 })
+        ));
+        assert_eq!(read.load(std::sync::atomic::Ordering::Relaxed), 5);
     }
 
     proptest! {

@@ -120,7 +120,12 @@ async fn write_chunk(
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > limit as u64) {
-        return Err(ApiError::TooLarge { limit });
+        // A client that asks before it sends gets its answer at once.
+        return Err(if request.headers().contains_key(header::EXPECT) {
+            ApiError::TooLarge { limit }
+        } else {
+            Pieces::of(request.into_body(), limit).too_large().await
+        });
     }
     let id = find(&app.store, &upload).await?.id;
     let path = file_of(&app, id);
