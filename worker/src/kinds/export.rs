@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write as _},
+    io::{BufWriter, ErrorKind, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -43,28 +43,22 @@ pub(crate) async fn run(
         // What a lost attempt left; there need be nothing.
         let _ = tokio::fs::remove_file(part_name(&target, &earlier)).await;
     }
-    let part = part_name(&target, &context.attempt_name());
-    let made = {
-        let (root, part) = (context.worker.published.clone(), part.clone());
+    let part = Part::of(&target, &context.attempt_name());
+    let part = {
+        let root = context.worker.published.clone();
         let (files, stop) = (files.clone(), context.stop.clone());
         blocking(move || {
             let entries = root.export_entries(&publication)?;
-            write_tar(entries, &part, units, &files, &stop)
+            part.write(entries, units, &files, &stop)?;
+            Ok::<_, TaskError>(part)
         })
-        .await?
+        .await??
     };
-    if let Err(e) = made {
-        // Whatever was written is of no use to anybody.
-        let _ = tokio::fs::remove_file(&part).await;
-        return Err(e);
-    }
     files.finish();
 
     save.begin();
     let mut tx = context.fence().await?;
-    tokio::fs::rename(&part, &target)
-        .await
-        .map_err(TaskError::io(format!("name the tar {}", target.display())))?;
+    blocking(move || part.take_its_name()).await??;
     save.advance(1);
     save.finish();
     tx.set_published(&found.id, &distributor.id, &fingerprint, None)
@@ -87,53 +81,90 @@ fn part_name(target: &Path, attempt: &str) -> PathBuf {
     target.with_file_name(format!(".{name}.{attempt}.part"))
 }
 
-fn write_tar(
-    entries: Vec<(String, EntrySource)>,
-    part: &Path,
-    units: u64,
-    step: &StepHandle,
-    stop: &Stop,
-) -> Result<(), TaskError> {
-    let fault = |e: std::io::Error| -> TaskError {
+/// The tar under a name of this attempt's own. Dropped before it has taken its name, it is of no use to anybody
+/// and goes.
+struct Part {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Part {
+    fn of(target: &Path, attempt: &str) -> Self {
+        Self {
+            path: part_name(target, attempt),
+            target: target.to_owned(),
+        }
+    }
+
+    fn write(
+        &self,
+        entries: Vec<(String, EntrySource)>,
+        units: u64,
+        step: &StepHandle,
+        stop: &Stop,
+    ) -> Result<(), TaskError> {
+        let fault = |e| self.fault(e);
+        if self.target.is_dir() {
+            return Err(fault(ErrorKind::IsADirectory.into()));
+        }
+        if let Some(directory) = self.path.parent() {
+            std::fs::create_dir_all(directory).map_err(fault)?;
+        }
+        let members = entries.len() as u64;
+        let file = File::create(&self.path).map_err(fault)?;
+        let mut tar = TarWriter::new(BufWriter::with_capacity(256 * 1024, file));
+        for (written, (path, source)) in (1..).zip(entries) {
+            if stop.is_stopped() {
+                return Err(TaskError::Stopped);
+            }
+            match source {
+                EntrySource::Bytes(bytes) => tar.append_bytes(&path, &bytes).map_err(fault)?,
+                EntrySource::File { path: content, size } => {
+                    let open =
+                        File::open(&content).map_err(TaskError::io(format!("open {}", content.display())))?;
+                    tar.append_file(&path, open, size).map_err(fault)?;
+                }
+            }
+            // The report counts units, as that of a publish does; a unit has several members.
+            step.advance(units * written / members - units * (written - 1) / members);
+        }
+        let mut buffer = tar.finish().map_err(fault)?;
+        buffer.flush().map_err(fault)?;
+        let file = buffer.into_inner().map_err(|e| fault(e.into_error()))?;
+        file.sync_all().map_err(fault)
+    }
+
+    fn take_its_name(self) -> Result<(), TaskError> {
+        std::fs::rename(&self.path, &self.target).map_err(|e| self.fault(e))
+    }
+
+    /// What the path given is to blame for is the request's fault; the rest is ours.
+    fn fault(&self, e: std::io::Error) -> TaskError {
+        let target = self.target.display();
         if matches!(
             e.kind(),
-            std::io::ErrorKind::PermissionDenied
-                | std::io::ErrorKind::NotADirectory
-                | std::io::ErrorKind::ReadOnlyFilesystem
+            ErrorKind::PermissionDenied
+                | ErrorKind::NotFound
+                | ErrorKind::AlreadyExists
+                | ErrorKind::NotADirectory
+                | ErrorKind::IsADirectory
+                | ErrorKind::InvalidFilename
+                | ErrorKind::ReadOnlyFilesystem
         ) {
             let text = format!(
-                "the export can't be written at {}: {e}; choose a directory the worker may write to",
-                part.display()
+                "the export can't be written to {target}: {e}; name a file in a directory that the worker may write to"
             );
             return CodedError::new(ErrorCode::INVALID_EXPORT_FILE, text)
                 .with("field", "export_file")
+                .with("value", &self.target)
                 .into();
         }
-        TaskError::io(format!("write {}", part.display()))(e)
-    };
-    if let Some(directory) = part.parent() {
-        std::fs::create_dir_all(directory).map_err(fault)?;
+        TaskError::io(format!("write {target}"))(e)
     }
-    let members = entries.len() as u64;
-    let file = File::create(part).map_err(fault)?;
-    let mut tar = TarWriter::new(BufWriter::with_capacity(256 * 1024, file));
-    for (written, (path, source)) in (1..).zip(entries) {
-        if stop.is_stopped() {
-            return Err(TaskError::Stopped);
-        }
-        match source {
-            EntrySource::Bytes(bytes) => tar.append_bytes(&path, &bytes).map_err(fault)?,
-            EntrySource::File { path: content, size } => {
-                let open =
-                    File::open(&content).map_err(TaskError::io(format!("open {}", content.display())))?;
-                tar.append_file(&path, open, size).map_err(fault)?;
-            }
-        }
-        // The report counts units, as that of a publish does; a unit has several members.
-        step.advance(units * written / members - units * (written - 1) / members);
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
-    let mut buffer = tar.finish().map_err(fault)?;
-    buffer.flush().map_err(fault)?;
-    let file = buffer.into_inner().map_err(|e| fault(e.into_error()))?;
-    file.sync_all().map_err(fault)
 }
