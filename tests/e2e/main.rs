@@ -1,6 +1,7 @@
 //! End to end, in one test binary: the servers are the real binaries, the clients are real clients.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod bad_input;
 mod clients;
 mod exclusion;
 mod faults;

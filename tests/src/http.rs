@@ -36,11 +36,29 @@ pub fn get(url: &str) -> Result<Answer> {
 /// Gets a url with an `Accept`.
 pub fn get_as(url: &str, accept: &str) -> Result<Answer> {
     let (url, accept) = (url.to_owned(), accept.to_owned());
+    answer(move |client| client.get(url).header("accept", accept))
+}
+
+/// Sends any body, as the user `admin` with this password.
+pub fn send(method: &str, url: &str, password: &str, body: &[u8]) -> Result<Answer> {
+    let method: reqwest::Method = method.parse()?;
+    let (url, password, body) = (url.to_owned(), password.to_owned(), body.to_vec());
+    answer(move |client| {
+        client
+            .request(method, url)
+            .basic_auth("admin", Some(password))
+            .body(body)
+    })
+}
+
+fn answer(
+    request: impl FnOnce(reqwest::Client) -> reqwest::RequestBuilder + Send + 'static,
+) -> Result<Answer> {
     crate::on_own_runtime(async move {
         let client = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        let response = client.get(url).header("accept", accept).send().await?;
+        let response = request(client).send().await?;
         let headers = response.headers().iter();
         Ok(Answer {
             status: response.status().as_u16(),
