@@ -18,7 +18,7 @@ use tokio::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{CraneConfig, Mode, admin, data::Tables, files, v1, v2};
+use crate::{Cdn, CraneConfig, Mode, Sendfile, admin, data::Tables, files, v1, v2};
 
 /// Reads from disk in progress at most; more would only queue in the disk.
 const DISK_READS: usize = 64;
@@ -30,6 +30,10 @@ pub(crate) struct App {
     pub(crate) serve: bool,
     pub(crate) endpoint: Option<String>,
     pub(crate) namespaces: Vec<String>,
+    pub(crate) sendfile: Option<Sendfile>,
+    pub(crate) cdn: Cdn,
+    /// For what may change; none means to ask each time.
+    pub(crate) max_age: Option<Duration>,
     pub(crate) reads: Arc<Semaphore>,
     tables: watch::Sender<Arc<Tables>>,
     reload: Notify,
@@ -41,6 +45,9 @@ impl App {
             serve: matches!(config.mode, Mode::Serve { .. }),
             endpoint: config.endpoint.clone(),
             namespaces: config.namespaces.clone(),
+            sendfile: config.sendfile.clone(),
+            cdn: config.cdn.clone(),
+            max_age: config.max_age,
             reads: Arc::new(Semaphore::new(DISK_READS)),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),

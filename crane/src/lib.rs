@@ -5,6 +5,8 @@
 //! from the tables, and a file is opened only to send its bytes. Nothing that a client sends is ever made a path.
 
 mod admin;
+mod cdn;
+mod config;
 mod data;
 mod files;
 mod http_api;
@@ -15,7 +17,7 @@ mod v1;
 mod v2;
 mod watch;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, serve::ListenerExt as _};
 use tokio::net::TcpListener;
@@ -25,60 +27,9 @@ use crate::{
     data::{Loader, Tables},
     http_api::App,
 };
-
-/// How a request for content is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mode {
-    /// With a redirect to the url in the redirect file.
-    Redirect,
-    /// With the bytes.
-    Serve {
-        /// Where v1 content lies as `<repository>/<image id>/…`; none means beside each redirect file.
-        content_dir_v1: Option<PathBuf>,
-        /// Where v2 content lies as `<repository>/{blobs,manifests,tags}/…`, for redirect files of an old Pulp;
-        /// none means beside each redirect file.
-        content_dir_v2: Option<PathBuf>,
-    },
-}
-
-impl Mode {
-    /// Send the bytes of what lies beside each redirect file.
-    pub const SERVE: Self = Self::Serve {
-        content_dir_v1: None,
-        content_dir_v2: None,
-    };
-}
-
-/// Settings of Crane.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CraneConfig {
-    /// Where clients connect. For who binds the listener; [`run`] takes it bound.
-    pub listen: SocketAddr,
-    /// Where the redirect files are: a publish directory, or any directory with `*.json` below it.
-    pub data_dir: PathBuf,
-    /// How often the data directory is looked through for changes that were not noticed at once.
-    pub polling_interval: Duration,
-    /// Redirect or serve.
-    pub mode: Mode,
-    /// `host[:port]` for `X-Docker-Endpoints` of the v1 API; none means the request's host.
-    pub endpoint: Option<String>,
-    /// Registries whose repositories are here under their own names, such as `docker.io`: to clients that use this
-    /// one as a mirror and name one of these in `ns`, `OCI-Namespace` confirms it.
-    pub namespaces: Vec<String>,
-}
-
-impl Default for CraneConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 5000)),
-            data_dir: PathBuf::from("/var/lib/pulp/published/docker"),
-            polling_interval: Duration::from_mins(1),
-            mode: Mode::SERVE,
-            endpoint: None,
-            namespaces: Vec::new(),
-        }
-    }
-}
+pub use config::{
+    Cdn, ConfigError, CraneConfig, Entitlements, Mode, Sendfile, TlsFiles, Token, TokenAlgorithm,
+};
 
 /// Why Crane stopped.
 #[derive(Debug, thiserror::Error)]

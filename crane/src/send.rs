@@ -7,24 +7,36 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use pulp_model::Digest;
 use tokio::sync::Semaphore;
 
-use crate::http_api::{App, Call, FileGone};
+use crate::{
+    Sendfile,
+    http_api::{App, Call, FileGone},
+};
 
 /// Bytes read at once; a larger piece isn't faster, and two of them are held for each download.
 const PIECE: u64 = 256 * 1024;
 
-/// Content that never changes under its name.
-pub(crate) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
-/// Content that may change: ask each time, which costs a 304.
-pub(crate) const REVALIDATE: &str = "no-cache";
+/// How long a year is for caches.
+const YEAR: Duration = Duration::from_hours(365 * 24);
+
+/// What caches may do with an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// Keep it: content that never changes under its name.
+    Immutable,
+    /// Ask each time, which costs a 304, or as often as the settings say: content that may change.
+    Revalidate,
+}
 
 /// A file to send, and how.
 pub(crate) struct FileAnswer<'a> {
@@ -35,7 +47,7 @@ pub(crate) struct FileAnswer<'a> {
     /// Of the content; makes the ETag.
     pub(crate) etag: String,
     pub(crate) digest: Option<&'a Digest>,
-    pub(crate) cache: &'static str,
+    pub(crate) cache: Cache,
     /// Whether the answer depends on `Accept`.
     pub(crate) negotiated: bool,
 }
@@ -49,8 +61,11 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
     {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        describe(&mut response, &answer, &etag);
+        describe(app, &mut response, &answer, &etag);
         return Ok(response);
+    }
+    if let Some(sendfile) = &app.sendfile {
+        return named(app, sendfile, &answer, &etag).await;
     }
     // HEAD of what the tables know all of doesn't touch the disk.
     let (file, size) = if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
@@ -67,7 +82,7 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
         _ => Wanted::All,
     };
     let mut response = Response::new(Body::empty());
-    describe(&mut response, &answer, &etag);
+    describe(app, &mut response, &answer, &etag);
     let headers = response.headers_mut();
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     set(headers, header::CONTENT_TYPE, answer.content_type);
@@ -95,14 +110,58 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
     Ok(response)
 }
 
-fn describe(response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
+/// The file's name for the web server in front, which sends it: the whole or the range that the client wants.
+async fn named(
+    app: &App,
+    sendfile: &Sendfile,
+    answer: &FileAnswer<'_>,
+    etag: &str,
+) -> Result<Response, FileGone> {
+    // That it is there is all that is left to find out.
+    open(app, &answer.path, answer.size).await?;
+    let mut response = Response::new(Body::empty());
+    describe(app, &mut response, answer, etag);
+    let headers = response.headers_mut();
+    set(headers, header::CONTENT_TYPE, answer.content_type);
+    let path = answer.path.to_string_lossy();
+    match sendfile {
+        Sendfile::XSendfile => set(headers, HeaderName::from_static("x-sendfile"), &path),
+        Sendfile::XAccelRedirect { prefix } => {
+            let path = utf8_percent_encode(&path, IN_PATH);
+            set(
+                headers,
+                HeaderName::from_static("x-accel-redirect"),
+                &format!("{prefix}{path}"),
+            );
+        }
+    }
+    Ok(response)
+}
+
+/// What nginx would take for something else than a part of a path.
+const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
+
+fn describe(app: &App, response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
     let headers = response.headers_mut();
     set(headers, header::ETAG, etag);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(answer.cache));
+    let (value, keep) = match (answer.cache, app.max_age) {
+        (Cache::Immutable, _) => ("public, max-age=31536000, immutable".to_owned(), Some(YEAR)),
+        (Cache::Revalidate, None) => ("no-cache".to_owned(), None),
+        (Cache::Revalidate, Some(age)) => (format!("public, max-age={}", age.as_secs()), Some(age)),
+    };
+    set(headers, header::CACHE_CONTROL, &value);
+    // For caches from before HTTP/1.1, and because the original sent it.
+    if let Some(keep) = keep {
+        set(
+            headers,
+            header::EXPIRES,
+            &httpdate::fmt_http_date(SystemTime::now() + keep),
+        );
+    }
     if let Some(digest) = answer.digest {
         set(
             headers,
-            header::HeaderName::from_static("docker-content-digest"),
+            HeaderName::from_static("docker-content-digest"),
             &digest.to_string(),
         );
     }
@@ -112,7 +171,7 @@ fn describe(response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
 }
 
 /// Sets a header whose value comes from data; a value that can't be one is left out.
-fn set(headers: &mut http::HeaderMap, name: header::HeaderName, value: &str) {
+fn set(headers: &mut http::HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

@@ -8,7 +8,7 @@ use crate::{
     data::{Tables, V1Repo},
     http_api::{self, App, Call, FileGone},
     search,
-    send::{self, FileAnswer},
+    send::{self, Cache, FileAnswer},
 };
 
 /// Answers a request for `path` below `/v1/`.
@@ -173,7 +173,7 @@ pub(crate) async fn send_image(
         etag: format!("{id}-{file}"),
         digest: None,
         // An image's id names it, but is not a digest of these files.
-        cache: send::REVALIDATE,
+        cache: Cache::Revalidate,
         negotiated: false,
     };
     send::file(app, call, answer).await.map(Some)

@@ -3,7 +3,7 @@
 mod error;
 mod page;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
@@ -20,7 +20,7 @@ use crate::{
     data::{Held, Holdings, Tables, V2Content, V2Repo},
     http_api::{self, App, Call, FileGone},
     negotiate::{self, Accept},
-    send::{self, FileAnswer},
+    send::{self, Cache, FileAnswer},
 };
 
 /// What a path below `/v2/` asks for.
@@ -169,7 +169,7 @@ fn redirected_unseen(app: &App, call: &Call, tables: &Tables, path: &str) -> Opt
         ["blobs", digest] => (rest.to_owned(), digest.parse().ok()),
         _ => (rest.to_owned(), None),
     };
-    Some(redirected(&repo.url, &path, digest.as_ref()))
+    Some(redirected(app, &repo.url, &path, digest.as_ref()))
 }
 
 /// The path at its last part called `tags`, `manifests` or `blobs`, which belongs to the second half.
@@ -208,7 +208,7 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
             // In serve mode the files are not here: known, but not at hand.
             V2Content::Legacy { variants, .. } => {
                 let path = negotiate::legacy_path(&call.headers, variants.as_ref(), reference);
-                Ok(redirected(&repo.url, &path, None))
+                Ok(redirected(app, &repo.url, &path, None))
             }
             V2Content::Indexed(_) => Err(ApiError::unavailable()),
         });
@@ -229,7 +229,7 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
             .map(Ok)
     } else {
         let path = format!("manifests/{}/{}", held.manifest.folder(), held.manifest.digest);
-        Ok(Ok(redirected(&repo.url, &path, Some(&held.manifest.digest))))
+        Ok(Ok(redirected(app, &repo.url, &path, Some(&held.manifest.digest))))
     }
 }
 
@@ -242,7 +242,11 @@ pub(crate) fn manifest_answer<'a>(holdings: &Holdings, held: &'a Held, by_tag: b
         content_type: manifest.media_type.as_str(),
         etag: manifest.digest.to_string(),
         digest: Some(&manifest.digest),
-        cache: if by_tag { send::REVALIDATE } else { send::IMMUTABLE },
+        cache: if by_tag {
+            Cache::Revalidate
+        } else {
+            Cache::Immutable
+        },
         negotiated: by_tag,
     }
 }
@@ -253,6 +257,7 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
     };
     let Some(holdings) = local(app, repo).await else {
         return Ok(Ok(redirected(
+            app,
             &repo.url,
             &format!("blobs/{digest}"),
             Some(&digest),
@@ -263,6 +268,7 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
     match (holdings.blob(&digest), manifest) {
         (None, None) => Ok(Err(ApiError::blob_unknown(&digest))),
         (Some(_), _) if !app.serve => Ok(Ok(redirected(
+            app,
             &repo.url,
             &format!("blobs/{digest}"),
             Some(&digest),
@@ -286,13 +292,17 @@ pub(crate) fn blob_answer(digest: &Digest, size: u64, path: std::path::PathBuf) 
         content_type: "application/octet-stream",
         etag: digest.to_string(),
         digest: Some(digest),
-        cache: send::IMMUTABLE,
+        cache: Cache::Immutable,
         negotiated: false,
     }
 }
 
-fn redirected(url: &str, path: &str, digest: Option<&Digest>) -> Response {
-    let mut response = http_api::redirect(&format!("{url}{path}"));
+fn redirected(app: &App, url: &str, path: &str, digest: Option<&Digest>) -> Response {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let url = app
+        .cdn
+        .url(format!("{url}{path}"), now.unwrap_or_default().as_secs());
+    let mut response = http_api::redirect(&url);
     if let Some(Ok(digest)) = digest.map(|d| HeaderValue::from_str(&d.to_string())) {
         let name = HeaderName::from_static("docker-content-digest");
         response.headers_mut().insert(name, digest);
@@ -307,7 +317,7 @@ async fn tags(app: &App, call: &Call, repo: &V2Repo) -> Answer {
         tags: Vec<&'a str>,
     }
     let Some(holdings) = local(app, repo).await else {
-        return Ok(redirected(&repo.url, "tags/list", None));
+        return Ok(redirected(app, &repo.url, "tags/list", None));
     };
     let name = &repo.registry_id;
     let page = Page::of(call, page::NAMES)?;

@@ -81,8 +81,22 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ResourceManager(options) => roles::run(roles::Role::ResourceManager, load(&options)?).await,
         Command::Worker(options) => roles::run(roles::Role::Worker, load(&options)?).await,
         Command::Scheduler(options) => roles::run(roles::Role::Scheduler, load(&options)?).await,
-        Command::Crane(options) => roles::run(roles::Role::Crane, load(&options)?).await,
+        Command::Crane(options) => crane(&options).await,
     }
+}
+
+/// A machine that has the original Crane's file and no file of ours goes on with that.
+async fn crane(options: &RoleOptions) -> anyhow::Result<ExitCode> {
+    let mut config = Config::load(options.config.as_deref())?;
+    let read = match options.config {
+        None => pulp_crane::CraneConfig::from_crane_conf(std::env::vars_os()),
+        Some(_) => Ok(None),
+    };
+    if read.as_ref().is_ok_and(|c| c.as_ref().is_some_and(|c| c.debug)) {
+        config.log.level = "debug".into();
+    }
+    pulp_runtime::telemetry::init(&config.log)?;
+    roles::run_crane(config, read?).await
 }
 
 fn load(options: &RoleOptions) -> anyhow::Result<Config> {

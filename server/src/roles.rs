@@ -37,14 +37,28 @@ impl Role {
     }
 }
 
+/// Runs Crane with the settings of its own file, if there are such, else with those of `config`.
+pub(crate) async fn run_crane(config: Config, crane: Option<CraneConfig>) -> anyhow::Result<ExitCode> {
+    let crane = match crane {
+        Some(crane) => crane,
+        None => crane_config(&config).with_environment(std::env::vars_os())?,
+    };
+    run_any(Role::Crane, config, crane).await
+}
+
 /// Runs a role until it is told to end.
 pub(crate) async fn run(role: Role, config: Config) -> anyhow::Result<ExitCode> {
+    let crane = crane_config(&config);
+    run_any(role, config, crane).await
+}
+
+async fn run_any(role: Role, config: Config, crane: CraneConfig) -> anyhow::Result<ExitCode> {
     let shutdown = Shutdown::new();
     shutdown.listen().context("can't listen for signals")?;
     let drain_timeout = config.tasks.drain_timeout + std::time::Duration::from_secs(5);
     let ending = shutdown.clone();
     let work = shutdown.spawn(async move {
-        let result = serve(role, config, &ending).await;
+        let result = serve(role, config, crane, &ending).await;
         // A role that ends by itself ends the process.
         ending.request();
         result
@@ -57,12 +71,16 @@ pub(crate) async fn run(role: Role, config: Config) -> anyhow::Result<ExitCode> 
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(role: Role, config: Config, shutdown: &Shutdown) -> anyhow::Result<()> {
+async fn serve(role: Role, config: Config, crane: CraneConfig, shutdown: &Shutdown) -> anyhow::Result<()> {
     metrics::serve(&config, shutdown.soft().clone()).await?;
     if role == Role::Crane {
-        let listener = bind(config.server.crane_listen, "server.crane_listen").await?;
+        let listener = bind(
+            crane.listen,
+            "server.crane_listen, or [general] listen of crane.conf",
+        )
+        .await?;
         shutdown::notify_ready();
-        return Ok(pulp_crane::run(crane_config(&config), listener, shutdown.soft().clone()).await?);
+        return Ok(pulp_crane::run(crane, listener, shutdown.soft().clone()).await?);
     }
     if config.broker.url.scheme() == "memory" {
         anyhow::bail!(
