@@ -42,6 +42,7 @@ pub struct Certificates {
 
 /// An importer's settings after merging and checking.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools)] // Each is a setting of its own, by its documented name.
 pub struct ImporterSettings {
     /// Base url of the upstream registry.
     pub feed: Option<Url>,

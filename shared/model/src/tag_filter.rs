@@ -111,7 +111,7 @@ impl TagFilter {
                 faults.push((
                     "tags_semver",
                     format!("no range of versions like \">=1.2, <3\": {e}"),
-                ))
+                ));
             })
             .unwrap_or_default();
         if newest == Some(0) {

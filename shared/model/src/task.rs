@@ -250,6 +250,13 @@ pub enum TaskKind {
         /// Importer settings for this call alone, for example `mask_id`.
         override_config: Map<String, Value>,
     },
+    /// Fetches what the importer names from another registry.
+    Sync {
+        /// The repository.
+        repo_id: RepositoryId,
+        /// Importer settings for this call alone; `dry_run` true tells what would be done and does nothing.
+        override_config: Map<String, Value>,
+    },
     /// Runs a distributor: web publish or tar export.
     Publish {
         /// The repository.
@@ -305,6 +312,7 @@ pub enum TaskKind {
 /// granted once a worker lives that can run them.
 pub const KINDS: &[KindInfo] = &[
     KindInfo::new("import_upload", 1, 12 * 3600),
+    KindInfo::new("sync", 1, 24 * 3600),
     KindInfo::new("publish", 1, 4 * 3600),
     KindInfo::new("delete_repository", 1, 3600),
     KindInfo::new("update_importer", 1, 600),
@@ -344,6 +352,7 @@ impl TaskKind {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::ImportUpload { .. } => "import_upload",
+            Self::Sync { .. } => "sync",
             Self::Publish { .. } => "publish",
             Self::DeleteRepository { .. } => "delete_repository",
             Self::UpdateImporter { .. } => "update_importer",
@@ -369,6 +378,13 @@ impl TaskKind {
                 scope: format!("publish:{repo_id}/{distributor_id}"),
                 options: Value::Object(override_config.clone()).to_string(),
             }),
+            Self::Sync {
+                repo_id,
+                override_config,
+            } => Some(Coalescing {
+                scope: format!("sync:{repo_id}"),
+                options: Value::Object(override_config.clone()).to_string(),
+            }),
             _ => None,
         }
     }
@@ -383,6 +399,7 @@ impl TaskKind {
     pub const fn repo_id(&self) -> &RepositoryId {
         match self {
             Self::ImportUpload { repo_id, .. }
+            | Self::Sync { repo_id, .. }
             | Self::Publish { repo_id, .. }
             | Self::DeleteRepository { repo_id }
             | Self::UpdateImporter { repo_id, .. }
@@ -396,6 +413,7 @@ impl TaskKind {
     pub const fn task_type(&self) -> &'static str {
         match self {
             Self::ImportUpload { .. } => "pulp.server.managers.content.upload.import_uploaded_unit",
+            Self::Sync { .. } => "pulp.server.managers.repo.sync.sync",
             Self::Publish { .. } => "pulp.server.managers.repo.publish.publish",
             Self::DeleteRepository { .. } => "pulp.server.tasks.repository.delete",
             Self::UpdateImporter { .. } => "pulp.server.controllers.importer.update_importer_config",
@@ -417,6 +435,7 @@ impl TaskKind {
                 }
             }
             Self::Publish { .. } => TaskClass::Publish,
+            Self::Sync { .. } => TaskClass::Sync,
             _ => TaskClass::Interactive,
         }
     }
@@ -429,6 +448,7 @@ impl TaskKind {
         let repo = ResourceKey::repository(self.repo_id());
         let mut claims = match self {
             Self::ImportUpload { .. }
+            | Self::Sync { .. }
             | Self::DeleteRepository { .. }
             | Self::UpdateImporter { .. }
             | Self::DeleteImporter { .. } => vec![Claim::exclusive(repo)],
@@ -458,6 +478,7 @@ impl TaskKind {
     pub fn tags(&self) -> Vec<String> {
         let action = match self {
             Self::ImportUpload { .. } => "import_upload",
+            Self::Sync { .. } => "sync",
             Self::Publish { .. } => "publish",
             Self::DeleteRepository { .. } => "delete",
             Self::UpdateImporter {
@@ -526,6 +547,10 @@ mod tests {
                 unit_type_id: String::new(),
                 unit_key: config.clone(),
                 unit_metadata: config.clone(),
+                override_config: config.clone(),
+            },
+            TaskKind::Sync {
+                repo_id: repo_id.clone(),
                 override_config: config.clone(),
             },
             TaskKind::Publish {

@@ -119,6 +119,23 @@ impl RegistryError {
         }
     }
 
+    /// The url that was asked for; empty if it is no fault of the registry.
+    pub fn url(&self) -> &str {
+        match self {
+            Self::Url { url, .. }
+            | Self::Transport { url, .. }
+            | Self::Interrupted { url, .. }
+            | Self::Unauthorized { url, .. }
+            | Self::NotFound { url, .. }
+            | Self::Status { url, .. }
+            | Self::RateLimited { url, .. }
+            | Self::Mismatch { url, .. }
+            | Self::Size { url, .. }
+            | Self::Protocol { url, .. } => url,
+            Self::Visitor { .. } => "",
+        }
+    }
+
     /// As the REST API and a failed task's row have it.
     pub fn coded(&self) -> CodedError {
         match self {

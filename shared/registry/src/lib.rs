@@ -18,7 +18,7 @@ pub use blobs::BlobReader;
 pub use client::Client;
 pub use counters::Requests;
 pub use error::RegistryError;
-pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference};
+pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference, signed_digest};
 pub use options::{ClientOptions, ProxyOptions, Retries, Tls};
 pub use pull::{BlobRef, BlobSink, Discard, PullReport, PullVisitor, VisitError};
 

@@ -181,6 +181,12 @@ fn declared_digest(headers: &HeaderMap) -> Option<Digest> {
         .ok()
 }
 
+/// The digest by which registries know a signed manifest of schema 1: that of the part that was signed. None if the
+/// bytes are no such manifest; then it is that of all bytes.
+pub fn signed_digest(bytes: &[u8]) -> Option<Digest> {
+    signed_payload(bytes).map(Digest::sha256)
+}
+
 /// The part of a signed schema 1 manifest that was signed; its digest is that of this part.
 ///
 /// Source: Docker distribution `manifest-v2-1.md`, "Signed Manifests": the first `formatLength` bytes, then

@@ -97,6 +97,17 @@ impl FencedTx {
         Ok(true)
     }
 
+    /// Notes that the importer has synced now.
+    pub async fn set_synced(&mut self, repo: &RepositoryId) -> Result<(), StoreError> {
+        let now = self.now().await?;
+        sqlx::query("UPDATE importers SET last_sync = $2 WHERE repo_id = $1")
+            .bind(repo.as_str())
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        Ok(())
+    }
+
     /// Takes the importer away; false if there was none.
     pub async fn delete_importer(&mut self, repo: &RepositoryId) -> Result<bool, StoreError> {
         let done = sqlx::query("DELETE FROM importers WHERE repo_id = $1")

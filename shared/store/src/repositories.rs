@@ -213,6 +213,10 @@ impl FencedTx {
             .bind(id.as_str())
             .execute(self.on())
             .await?;
+        sqlx::query("DELETE FROM sync_history WHERE repo_id = $1")
+            .bind(id.as_str())
+            .execute(self.on())
+            .await?;
         let done = sqlx::query("DELETE FROM repositories WHERE repo_id = $1")
             .bind(id.as_str())
             .execute(self.on())

@@ -1,6 +1,6 @@
 //! Repository versions: each change of content is a new one, and any can be read again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use pulp_model::{
     RepositoryId, Timestamp, VersionNumber,
@@ -87,6 +87,16 @@ impl FencedTx {
         repo: &RepositoryId,
         units: &[Unit],
     ) -> Result<Option<VersionChange>, StoreError> {
+        self.commit_change(repo, units, &[]).await
+    }
+
+    /// [`Self::commit_version`] that takes `removed` away in the same version. What is in both stays.
+    pub async fn commit_change(
+        &mut self,
+        repo: &RepositoryId,
+        units: &[Unit],
+        removed: &[Unit],
+    ) -> Result<Option<VersionChange>, StoreError> {
         let lock = self.locking("SELECT version, scratchpad FROM repositories WHERE repo_id = $1 FOR UPDATE");
         let Some(found) = sqlx::query(lock)
             .bind(repo.as_str())
@@ -106,7 +116,9 @@ impl FencedTx {
         let (known, new): (Vec<_>, Vec<_>) = wanted.iter().partition(|(id, _)| present.contains(id.as_str()));
         let known: Vec<&str> = known.into_iter().map(|(id, _)| id.as_str()).collect();
         let new: Vec<(&str, &Unit)> = new.into_iter().map(|(id, unit)| (id.as_str(), *unit)).collect();
-        let replaced = self.replaced_tags(repo, &wanted).await?;
+        let mut replaced: BTreeSet<String> = self.replaced_tags(repo, &wanted).await?.into_iter().collect();
+        let removed = removed.iter().map(unit_id);
+        replaced.extend(removed.filter(|id| present.contains(id) && !wanted.contains_key(id)));
         let replaced: Vec<&str> = replaced.iter().map(String::as_str).collect();
 
         self.insert_units(&new, now).await?;

@@ -9,6 +9,7 @@ mod import;
 mod publish;
 mod repository;
 mod settings;
+mod sync;
 mod tag;
 
 use std::{path::PathBuf, sync::Arc};
@@ -69,6 +70,10 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
             tag::run(context, kind).await
         }
         TaskKind::ImportUpload { .. } => import::run(context, kind).await,
+        TaskKind::Sync {
+            repo_id,
+            override_config,
+        } => sync::run(context, repo_id, override_config).await,
         TaskKind::Publish {
             repo_id,
             distributor_id,
@@ -114,8 +119,16 @@ pub(crate) async fn record_failure(
     } = kind
         && let Some(distributor) = context.worker.store.distributor(repo_id, distributor_id).await?
     {
-        let entry = publish::history(context, &distributor, result, message);
+        let entry = publish::history(context, &distributor, result, message.clone());
         tx.add_publish_history(&entry).await?;
+    }
+    if let TaskKind::Sync {
+        repo_id,
+        override_config,
+    } = kind
+        && let Some(entry) = sync::failure(context, repo_id, override_config, result, message)
+    {
+        tx.add_sync_history(&entry).await?;
     }
     Ok(())
 }

@@ -226,6 +226,25 @@ CREATE TABLE publish_history (
 );
 CREATE INDEX publish_history_distributor ON publish_history (repo_id, distributor_id, started);
 
+CREATE TABLE sync_history (
+    id TEXT NOT NULL PRIMARY KEY,
+    repo_id TEXT NOT NULL,
+    importer_id TEXT NOT NULL,
+    importer_type_id TEXT NOT NULL,
+    started BIGINT NOT NULL,
+    completed BIGINT NOT NULL,
+    result TEXT NOT NULL,
+    added_count BIGINT NOT NULL,
+    updated_count BIGINT NOT NULL,
+    removed_count BIGINT NOT NULL,
+    summary TEXT NOT NULL,
+    details TEXT NOT NULL,
+    -- What was planned and what it cost.
+    report TEXT NOT NULL,
+    error_message TEXT
+);
+CREATE INDEX sync_history_repository ON sync_history (repo_id, started);
+
 CREATE TABLE users (
     login TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,

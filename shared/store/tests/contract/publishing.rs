@@ -2,7 +2,7 @@
 
 use pulp_model::{
     Timestamp,
-    history::{HistoryResult, PublishHistory},
+    history::{HistoryResult, PublishHistory, SyncHistory},
 };
 use pulp_store::{
     distributors::{Distributor, NewDistributor},
@@ -24,6 +24,7 @@ contract!(
     a_registry_id_that_another_repository_published_is_found,
     history_is_filtered_by_time_and_limited,
     a_second_entry_of_the_same_id_is_passed_over,
+    a_sync_is_noted_in_the_history_and_at_the_importer,
 );
 
 pub(crate) fn new_distributor(id: &str) -> NewDistributor {
@@ -246,4 +247,43 @@ async fn a_second_entry_of_the_same_id_is_passed_over(bed: &Bed) {
     tx.add_publish_history(&entry("e", "r", "d", 2)).await.unwrap();
     finish(tx).await;
     assert_eq!(bed.number("SELECT started FROM publish_history").await, 1);
+}
+
+async fn a_sync_is_noted_in_the_history_and_at_the_importer(bed: &Bed) {
+    let repo = bed.create_repository("r").await;
+    let mut tx = bed.begin().await.unwrap();
+    tx.put_importer(&repo, "t", &Map::new()).await.unwrap();
+    tx.commit().await.unwrap();
+    let entry = |id: &str, started: i64| SyncHistory {
+        id: id.to_owned(),
+        repo_id: repo.clone(),
+        importer_id: "t".to_owned(),
+        importer_type_id: "t".to_owned(),
+        started: Timestamp(started),
+        completed: Timestamp(started + 1),
+        result: HistoryResult::Success,
+        added_count: 3,
+        updated_count: 2,
+        removed_count: 1,
+        summary: json!({"sync_step_metadata": "FINISHED"}),
+        details: json!([]),
+        report: json!({"requests": 7}),
+        error_message: None,
+        exception: None,
+        traceback: None,
+    };
+    let mut tx = bed.fenced().await;
+    tx.add_sync_history(&entry("a", 10)).await.unwrap();
+    tx.add_sync_history(&entry("b", 20)).await.unwrap();
+    tx.add_sync_history(&entry("b", 30)).await.unwrap();
+    tx.set_synced(&repo).await.unwrap();
+    finish(tx).await;
+    let all = bed.sync_history(&repo, &HistoryFilter::default()).await.unwrap();
+    assert_eq!(all, [entry("b", 20), entry("a", 10)]);
+    let filter = HistoryFilter {
+        end: Some(Timestamp(15)),
+        ..HistoryFilter::default()
+    };
+    assert_eq!(bed.sync_history(&repo, &filter).await.unwrap(), [entry("a", 10)]);
+    assert!(bed.importer(&repo).await.unwrap().unwrap().last_sync.is_some());
 }

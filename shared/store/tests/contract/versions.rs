@@ -18,6 +18,7 @@ use crate::support::{
 contract!(
     a_commit_adds_a_version_and_the_same_content_again_adds_none,
     a_commit_brings_in_what_is_new_and_keeps_what_was_there,
+    a_commit_may_take_away_in_the_same_version,
     a_moved_tag_replaces_the_old_one_and_the_old_version_still_reads_as_it_was,
     a_tag_that_changes_its_kind_replaces_all_its_variants,
     a_tag_may_name_an_image_and_a_list_when_both_come_together,
@@ -77,6 +78,26 @@ async fn a_commit_brings_in_what_is_new_and_keeps_what_was_there(bed: &Bed) {
         .map(|v| (v.number.0, v.added, v.removed))
         .collect();
     assert_eq!(told, [(0, 0, 0), (1, 1, 0), (2, 2, 0)]);
+}
+
+async fn a_commit_may_take_away_in_the_same_version(bed: &Bed) {
+    let repo = bed.create_repository("r").await;
+    bed.commit_units(&repo, &[blob("1"), blob("2"), blob("3")]).await;
+    let mut tx = bed.fenced().await;
+    // What is both brought and taken away stays; what is not there can't go.
+    let removed = [blob("1"), blob("3"), blob("4"), blob("9")];
+    let change = tx.commit_change(&repo, &[blob("3"), blob("4")], &removed).await;
+    let change = change.unwrap().unwrap();
+    assert_eq!((change.number.0, change.added, change.removed), (2, 1, 1));
+    finish(tx).await;
+    assert_eq!(
+        units_at(bed, &repo, 2).await,
+        identities(&[blob("2"), blob("3"), blob("4")])
+    );
+    assert_eq!(
+        units_at(bed, &repo, 1).await,
+        identities(&[blob("1"), blob("2"), blob("3")])
+    );
 }
 
 async fn a_moved_tag_replaces_the_old_one_and_the_old_version_still_reads_as_it_was(bed: &Bed) {

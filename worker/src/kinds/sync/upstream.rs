@@ -1,0 +1,448 @@
+//! The upstream of a sync: its tags, manifests and blobs, fetched so that what came is kept for the next try.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use pulp_content::{ContentError, ContentStore};
+use pulp_model::{
+    CodedError, Digest, ErrorCode, MediaType, RegistryId, TagName,
+    image::{MAX_MANIFEST_BYTES, Manifest},
+    importer::ImporterSettings,
+    unit::BlobUnit,
+};
+use pulp_registry::{
+    Client, ClientOptions, Credentials, ProxyOptions, Reference, RegistryError, Requests, Tls,
+};
+use serde_json::json;
+use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+
+use super::plan::{self, WantedBlob};
+use crate::{error::TaskError, progress::StepHandle};
+
+/// Times that content is fetched anew whose bytes were others than promised.
+const TRIES: usize = 2;
+
+/// A repository of another registry.
+pub(super) struct UpstreamRepository {
+    client: Client,
+    name: RegistryId,
+    content: ContentStore,
+    /// Whose temporary blobs these are.
+    owner: String,
+    at_once: usize,
+    throttle: Option<Throttle>,
+}
+
+/// A manifest to fetch.
+#[derive(Debug, Clone)]
+pub(super) struct WantedManifest {
+    pub(super) reference: Reference,
+    /// The type that a list says it has.
+    pub(super) media_type: Option<MediaType>,
+}
+
+/// A manifest that is here now.
+pub(super) struct Came {
+    /// What it was asked for by.
+    pub(super) reference: Reference,
+    /// The manifest; its digest is the one that it is kept under.
+    pub(super) manifest: Manifest,
+    /// The digest that the upstream knows it by; another one for a signed manifest of schema 1.
+    pub(super) known_as: Digest,
+    /// Whether it came from the upstream, and not from an earlier try.
+    pub(super) fetched: bool,
+}
+
+impl UpstreamRepository {
+    pub(super) fn new(
+        settings: &ImporterSettings,
+        content: ContentStore,
+        owner: String,
+    ) -> Result<Self, CodedError> {
+        let (feed, name) = settings.upstream()?;
+        let defaults = ClientOptions::default();
+        let certificates = &settings.certificates;
+        let account = |a: &pulp_model::importer::Account| Credentials {
+            login: a.login.clone(),
+            password: a.password.clone(),
+        };
+        let options = ClientOptions {
+            credentials: settings.account.as_ref().map(account),
+            connect_timeout: settings.connect_timeout.unwrap_or(defaults.connect_timeout),
+            idle_timeout: settings.read_timeout.unwrap_or(defaults.idle_timeout),
+            concurrency: settings.max_downloads,
+            tls: Tls {
+                ca: certificates.ca.clone(),
+                client: certificates
+                    .client
+                    .clone()
+                    .map(|c| (c, certificates.key.clone().unwrap_or_default())),
+                verify: settings.ssl_validation,
+            },
+            proxy: settings.proxy.as_ref().map(|(url, login)| ProxyOptions {
+                url: url.clone(),
+                credentials: login.as_ref().map(account),
+            }),
+            ..defaults
+        };
+        let client = Client::new(feed.as_str(), options).map_err(|e| {
+            CodedError::new(ErrorCode::INVALID_VALUE, e.to_string()).with("property_names", ["feed"])
+        })?;
+        Ok(Self {
+            name: client.full_name(name),
+            client,
+            content,
+            owner,
+            at_once: settings.max_downloads.max(1),
+            throttle: settings.max_speed.map(Throttle::new),
+        })
+    }
+
+    /// What was asked of the registry so far.
+    pub(super) fn requests(&self) -> Requests {
+        self.client.requests()
+    }
+
+    /// All tags that there are.
+    pub(super) async fn list_tags(&self) -> Result<Vec<TagName>, TaskError> {
+        match self.client.tags(&self.name).await {
+            Ok(tags) => Ok(tags),
+            Err(error @ RegistryError::NotFound { .. }) => Err(self.not_found(&error).await),
+            Err(error) => Err(self.unreadable(&error)),
+        }
+    }
+
+    /// Is it the repository that is not there, or is there no registry at all?
+    async fn not_found(&self, error: &RegistryError) -> TaskError {
+        let no_api = matches!(
+            self.client.ping().await,
+            Err(RegistryError::NotFound { .. } | RegistryError::Protocol { .. })
+        );
+        if !no_api {
+            return self.unreadable(error);
+        }
+        let registry = self.client.base_url();
+        let text = format!("there is no registry of the API v2 at {registry}; check the importer's feed");
+        let error = CodedError::new(ErrorCode::UPSTREAM_NO_API, text);
+        error.with("registry", registry).into()
+    }
+
+    /// What each tag names, without fetching it: nobody counts these requests as pulls.
+    pub(super) async fn look(
+        &self,
+        tags: BTreeSet<TagName>,
+        step: &StepHandle,
+    ) -> Result<BTreeMap<TagName, plan::Upstream>, TaskError> {
+        stream::iter(tags)
+            .map(|tag| async move {
+                let found = self.look_at(&tag).await?;
+                step.advance(1);
+                Ok((tag, found))
+            })
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await
+    }
+
+    async fn look_at(&self, tag: &TagName) -> Result<plan::Upstream, TaskError> {
+        let reference = Reference::Tag(tag.clone());
+        match self.client.head_manifest(&self.name, &reference).await {
+            Ok(None) => Ok(plan::Upstream::Absent),
+            Ok(Some(head)) => Ok(head
+                .digest
+                .map_or(plan::Upstream::Unknown, plan::Upstream::Digest)),
+            // Some registries know no HEAD.
+            Err(RegistryError::Status {
+                status: 400 | 405 | 501,
+                ..
+            }) => Ok(plan::Upstream::Unknown),
+            Err(error) => Err(self.unreadable(&error)),
+        }
+    }
+
+    /// Brings manifests here, several at a time.
+    pub(super) async fn manifests(&self, wanted: Vec<WantedManifest>) -> Result<Vec<Came>, TaskError> {
+        stream::iter(wanted)
+            .map(|wanted| self.manifest(wanted))
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await
+    }
+
+    async fn manifest(&self, wanted: WantedManifest) -> Result<Came, TaskError> {
+        if let Some(came) = self.kept_manifest(&wanted).await? {
+            return Ok(came);
+        }
+        let mut tries = 0;
+        let found = loop {
+            tries += 1;
+            match self.client.manifest(&self.name, &wanted.reference).await {
+                Ok(found) => break found,
+                Err(RegistryError::Mismatch { .. }) if tries < TRIES => {}
+                Err(error) => return Err(self.unreadable(&error)),
+            }
+        };
+        let declared = found.media_type.as_ref().or(wanted.media_type.as_ref());
+        let mut manifest =
+            Manifest::parse(&found.bytes, declared).map_err(|e| self.unfit(&found.digest, &e.to_string()))?;
+        // Kept and named by what the upstream calls it, unless that is the digest of a part of its bytes.
+        if found.digest.matches(&found.bytes) {
+            set_digest(&mut manifest, &found.digest);
+        }
+        self.content.put_bytes(manifest.digest(), found.bytes).await?;
+        Ok(Came {
+            reference: wanted.reference,
+            manifest,
+            known_as: found.digest,
+            fetched: true,
+        })
+    }
+
+    /// A manifest that an earlier try, or another repository's sync, brought here.
+    async fn kept_manifest(&self, wanted: &WantedManifest) -> Result<Option<Came>, TaskError> {
+        let Reference::Digest(digest) = &wanted.reference else {
+            return Ok(None);
+        };
+        if self.content.size(digest).await?.is_none() {
+            return Ok(None);
+        }
+        let bytes = self.content.read_bytes(digest, MAX_MANIFEST_BYTES).await?;
+        let Ok(mut manifest) = Manifest::parse(&bytes, wanted.media_type.as_ref()) else {
+            return Ok(None);
+        };
+        set_digest(&mut manifest, digest);
+        Ok(Some(Came {
+            reference: wanted.reference.clone(),
+            manifest,
+            known_as: digest.clone(),
+            fetched: false,
+        }))
+    }
+
+    /// Brings blobs here, several at a time, in their order; each is kept as soon as it is whole and verified.
+    pub(super) async fn blobs(
+        &self,
+        wanted: Vec<WantedBlob>,
+        advance: &BlobAdvance,
+    ) -> Result<Vec<BlobUnit>, TaskError> {
+        stream::iter(wanted)
+            .map(|blob| self.blob(blob, advance))
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await
+    }
+
+    async fn blob(&self, wanted: WantedBlob, advance: &BlobAdvance) -> Result<BlobUnit, TaskError> {
+        let digest = wanted.digest.clone();
+        // Another sync of this process may be fetching it; then it is here once that is done.
+        let turn = turn_of(&digest);
+        let _turn = turn.lock().await;
+        if let Some(size) = self.content.size(&digest).await?
+            && wanted.size.is_none_or(|s| s == size)
+        {
+            advance.whole();
+            return Ok(BlobUnit { digest, size });
+        }
+        let mut tries = 0;
+        let size = loop {
+            tries += 1;
+            match self.download(&wanted, advance).await {
+                Ok(size) => break size,
+                Err(Download::Registry(RegistryError::Mismatch { .. } | RegistryError::Size { .. }))
+                    if tries < TRIES => {}
+                Err(Download::Registry(error)) => return Err(self.not_downloaded(&error)),
+                Err(Download::Content(error)) => return Err(error.into()),
+            }
+        };
+        advance.whole();
+        Ok(BlobUnit { digest, size })
+    }
+
+    async fn download(&self, wanted: &WantedBlob, advance: &BlobAdvance) -> Result<u64, Download> {
+        let mut reader = self.client.blob(&self.name, &wanted.digest).await?;
+        if let Some(size) = wanted.size {
+            reader.expect_size(size)?;
+        }
+        let mut writer = self
+            .content
+            .writer_with(&self.owner, wanted.digest.algorithm())
+            .await?;
+        while let Some(bytes) = reader.next().await? {
+            if let Some(throttle) = &self.throttle {
+                throttle.pass(bytes.len()).await;
+            }
+            advance.came(bytes.len() as u64);
+            writer.write(bytes).await?;
+        }
+        Ok(writer.commit(&wanted.digest).await?)
+    }
+
+    fn unfit(&self, digest: &Digest, reason: &str) -> TaskError {
+        let text = format!(
+            "manifest {digest} of {} at {} can't be taken in: {reason}",
+            self.name,
+            self.client.base_url()
+        );
+        CodedError::new(ErrorCode::UPSTREAM_MANIFEST, text)
+            .with("digest", digest)
+            .with("reason", reason)
+            .into()
+    }
+
+    /// A fault on the way to tags and manifests.
+    fn unreadable(&self, error: &RegistryError) -> TaskError {
+        let registry = self.client.base_url();
+        self.common(error).unwrap_or_else(|| {
+            let text = format!("{} can't be read from {registry}: {error}", self.name);
+            CodedError::new(ErrorCode::UPSTREAM_UNREADABLE, text)
+                .with("repo", &self.name)
+                .with("registry", registry)
+                .with("reason", error.to_string())
+                .into()
+        })
+    }
+
+    /// A fault on the way to a blob.
+    fn not_downloaded(&self, error: &RegistryError) -> TaskError {
+        self.common(error).unwrap_or_else(|| {
+            let text = format!("{error}; nothing was changed, and what came whole is kept for the next sync");
+            let coded = CodedError::new(ErrorCode::DOWNLOAD_FAILED, text);
+            coded.with("failed_urls", error.url()).into()
+        })
+    }
+
+    fn common(&self, error: &RegistryError) -> Option<TaskError> {
+        let registry = self.client.base_url();
+        let coded = match error {
+            RegistryError::Mismatch { .. } => error.coded(),
+            RegistryError::Unauthorized { reason, .. } => {
+                let text = format!(
+                    "{error}; the repository may not exist there, or basic_auth_username and basic_auth_password are wrong"
+                );
+                CodedError::new(ErrorCode::UPSTREAM_DENIED, text)
+                    .with("registry", registry)
+                    .with("reason", reason)
+            }
+            RegistryError::RateLimited { retry_after, .. } => {
+                let text = format!("{error}; sync again later, or with credentials that have a higher limit");
+                CodedError::new(ErrorCode::UPSTREAM_RATE_LIMITED, text)
+                    .with("registry", registry)
+                    .with("retry_after", json!(retry_after.map(|d| d.as_secs())))
+            }
+            _ => return None,
+        };
+        Some(coded.into())
+    }
+}
+
+fn set_digest(manifest: &mut Manifest, digest: &Digest) {
+    match manifest {
+        Manifest::Image(m) => m.digest = digest.clone(),
+        Manifest::List(l) => l.digest = digest.clone(),
+    }
+}
+
+/// Why a download failed, by whose fault.
+enum Download {
+    Registry(RegistryError),
+    Content(ContentError),
+}
+
+impl From<RegistryError> for Download {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
+    }
+}
+
+impl From<ContentError> for Download {
+    fn from(error: ContentError) -> Self {
+        Self::Content(error)
+    }
+}
+
+/// Shows blobs as they come.
+pub(super) struct BlobAdvance {
+    pub(super) step: StepHandle,
+    pub(super) expected: u64,
+    pub(super) came: Mutex<u64>,
+}
+
+impl BlobAdvance {
+    fn came(&self, bytes: u64) {
+        let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
+        *came += bytes;
+        self.step
+            .details(format!("{} of {} bytes", *came, self.expected.max(*came)));
+    }
+
+    fn whole(&self) {
+        self.step.advance(1);
+    }
+}
+
+/// One download of a blob at a time in this process.
+fn turn_of(digest: &Digest) -> Arc<AsyncMutex<()>> {
+    static TURNS: LazyLock<Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>> = LazyLock::new(Mutex::default);
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(turn) = turns.get(digest).and_then(Weak::upgrade) {
+        return turn;
+    }
+    if turns.len() > 1000 {
+        turns.retain(|_, turn| turn.strong_count() > 0);
+    }
+    let turn = Arc::default();
+    turns.insert(digest.clone(), Arc::downgrade(&turn));
+    turn
+}
+
+/// Lets so many bytes a second pass, of all downloads of a sync together.
+struct Throttle {
+    bytes_a_second: f64,
+    free_at: Mutex<Instant>,
+}
+
+impl Throttle {
+    fn new(bytes_a_second: f64) -> Self {
+        Self {
+            bytes_a_second,
+            free_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    async fn pass(&self, bytes: usize) {
+        let at = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = (*free_at).max(Instant::now());
+            *free_at = at + Duration::from_secs_f64((bytes as f64 / self.bytes_a_second).min(86_400.0));
+            at
+        };
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_limit_holds_for_all_downloads_together() {
+        let throttle = Throttle::new(10_000.0);
+        let begun = Instant::now();
+        futures::future::join_all((0..5).map(|_| throttle.pass(500))).await;
+        // The first begins at once, the last when the four before it have had their time.
+        assert!(begun.elapsed() >= Duration::from_millis(200));
+    }
+
+    #[test]
+    fn one_blob_has_one_turn_as_long_as_somebody_wants_it() {
+        let (a, b) = (Digest::sha256("a"), Digest::sha256("b"));
+        let first = turn_of(&a);
+        assert!(Arc::ptr_eq(&first, &turn_of(&a)));
+        assert!(!Arc::ptr_eq(&first, &turn_of(&b)));
+    }
+}
