@@ -667,6 +667,9 @@ fn admin(server: &Standalone, words: &[&str], password: Option<&str>, url: &str)
     Ok(command.output()?)
 }
 
+/// A call of `pulp-admin`: its words, password and server; its exit code, and what it says.
+type AdminCase<'a> = (&'a [&'a str], Option<&'a str>, &'a str, i32, &'a str);
+
 #[test]
 fn pulp_admin_tells_a_script_by_its_exit_code_and_a_person_in_words() -> Result<()> {
     let server = server()?;
@@ -684,7 +687,7 @@ fn pulp_admin_tells_a_script_by_its_exit_code_and_a_person_in_words() -> Result<
     let no_tar = [&upload[..], &[&no_tar]].concat();
     let no_image = [&upload[..], &[&no_image]].concat();
     let publish = ["docker", "repo", "publish", "run", "--repo-id=nope"];
-    let cases: [(&[&str], Option<&str>, &str, i32, &str); 9] = [
+    let cases: [AdminCase; 9] = [
         (&create, Some(PASSWORD), &here, 65, "PLP0018"),
         (&publish, Some(PASSWORD), &here, 65, "nope"),
         (
