@@ -652,7 +652,7 @@ impl Server for Cluster {
 }
 
 /// Asks again and again until there is an answer.
-#[expect(clippy::disallowed_methods, reason = "the pause between two questions; nothing waits for it")]
+#[allow(clippy::disallowed_methods)] // the pause between two questions
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
