@@ -9,6 +9,7 @@ mod error;
 mod key;
 mod local;
 mod objects;
+mod write_back;
 mod writer;
 
 use std::{

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use pulp_model::{Algorithm, Digest, digest::Hasher};
 
-use crate::{BlobReader, ContentError, Result, cut, key};
+use crate::{BlobReader, ContentError, Result, cut, key, write_back::WriteBack};
 
 /// Bytes read by one call; large enough that calls don't matter, small enough for many readers.
 const READ_CHUNK: u64 = 256 * 1024;
@@ -233,6 +233,7 @@ pub(crate) struct LocalWriter {
     hasher: Hasher,
     algorithm: Algorithm,
     size: u64,
+    write_back: WriteBack,
 }
 
 impl LocalWriter {
@@ -246,6 +247,7 @@ impl LocalWriter {
             hasher: algorithm.hasher(),
             algorithm,
             size: 0,
+            write_back: WriteBack::default(),
         })
     }
 
@@ -258,7 +260,13 @@ impl LocalWriter {
         self.size += bytes.len() as u64;
         self.file
             .write_all(bytes)
-            .map_err(|e| ContentError::file("write", &self.temporary.path, e))
+            .map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
+        if self.local.fsync {
+            self.write_back
+                .grown(self.file.get_ref(), self.size)
+                .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
+        }
+        Ok(())
     }
 
     /// Keeps the file under the digest of what was written.
@@ -283,6 +291,9 @@ impl LocalWriter {
         self.file
             .flush()
             .map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
+        self.write_back
+            .end()
+            .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
         if self.local.fsync && size_of(&self.local.path_of(&got))? != Some(self.size) {
             self.file
                 .get_ref()

@@ -400,7 +400,8 @@ async fn blobs_are_readable_by_a_web_server_of_another_user() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn blocking_code_writes_to_either_store() {
-    let bytes = noise(9_000_000);
+    // Enough that a file is synced while it grows.
+    let bytes = noise(40_000_000);
     let digest = Digest::sha256(&bytes);
     for place in both() {
         let (store, input) = (place.store.clone(), bytes.clone());
@@ -411,7 +412,7 @@ async fn blocking_code_writes_to_either_store() {
             }
             writer.commit_computed()
         });
-        assert_eq!(done.await.unwrap().unwrap(), (digest.clone(), 9_000_000));
+        assert_eq!(done.await.unwrap().unwrap(), (digest.clone(), 40_000_000));
         assert!(get(&place.store, &digest, None).await == bytes);
         let (store, digest) = (place.store.clone(), digest.clone());
         let wrong = tokio::task::spawn_blocking(move || {
