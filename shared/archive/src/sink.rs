@@ -20,7 +20,9 @@ pub trait BlobSink: Sync {
 
 /// A blob in the making. Dropping it discards it.
 pub trait BlobWriter: Write + Send {
-    /// Makes the bytes written durable under `digest`. To be called once, at the end.
+    /// Makes the bytes written durable under `digest`. To be called once, at the end. A sink may go on with it after
+    /// this has returned, as long as it waits for the end, and for what failed, before it uses what [`crate::import`]
+    /// gave.
     fn commit(self: Box<Self>, digest: &Digest) -> Result<(), SinkError>;
 }
 

@@ -4,17 +4,13 @@
 //! fence, together with the version: a bad or lost upload leaves nothing.
 
 use std::{
-    collections::HashMap,
-    io::{self, Write},
+    io,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
-use pulp_archive::{
-    ArchiveError, BlobSink, BlobWriter, ImportOptions, Imported, Limits, Phase, Progress, SinkError,
-    UploadKind,
-};
-use pulp_content::{BlockingWriter, ContentError, ContentStore, StagedBlob};
+use pulp_archive::{ArchiveError, ImportOptions, Imported, Limits, Phase, Progress, UploadKind};
+use pulp_content::{ContentError, StagedBlob};
 use pulp_model::{
     CodedError, Digest, ErrorCode, RepositoryId, UploadId,
     config::{IMPORTER_TYPE, mask_id},
@@ -24,7 +20,7 @@ use pulp_model::{
 use pulp_store::{attempts::Outcome, versions::VersionChange};
 use serde_json::{Value, json};
 
-use super::{Context, publish::blocking};
+use super::{Context, publish::blocking, staging::Staging};
 use crate::{error::TaskError, progress::StepHandle, stop::Stop};
 
 pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskError> {
@@ -154,21 +150,18 @@ async fn read_archive(
             _ => None,
         })
         .collect();
-    let staging = Staging {
-        content: context.worker.content.clone(),
-        owner: context.attempt_name(),
-        held,
-        staged: Staged::default(),
-        runtime: tokio::runtime::Handle::current(),
-    };
+    let staging = Staging::new(context.worker.content.clone(), context.attempt_name(), held);
+    let sealing = staging.sealing();
     let steps = Steps::announce(context);
     let read = blocking(move || {
         let imported = pulp_archive::import(&file, &options, &staging, &steps);
         steps.end(imported.is_ok());
-        let staged = std::mem::take(&mut *staging.staged.lock().unwrap_or_else(PoisonError::into_inner));
-        imported.map(|imported| (imported, staged.into_values().collect()))
+        imported
     });
-    read.await?.map_err(|e| match e {
+    let imported = read.await?;
+    // Also of a bad archive: its blobs must be gone before the attempt's files are swept.
+    let staged = sealing.end().await;
+    let imported = imported.map_err(|e| match e {
         ArchiveError::Canceled => TaskError::Stopped,
         ArchiveError::Rejected(rejection) => rejection.coded().into(),
         ArchiveError::Store(e) => match e.into_inner().downcast::<ContentError>() {
@@ -176,7 +169,8 @@ async fn read_archive(
             Err(other) => TaskError::Bug(other.to_string()),
         },
         ArchiveError::Io { what, source } => TaskError::Io { what, source },
-    })
+    })?;
+    Ok((imported, staged?))
 }
 
 /// A list may name manifests that lie in the repository already, but none that lie nowhere.
@@ -216,69 +210,6 @@ async fn require_members(
     Err(CodedError::new(ErrorCode::LIST_MEMBERS_MISSING, text)
         .with("digests", missing)
         .into())
-}
-
-/// Complete blobs that wait for the fence, each digest once.
-type Staged = Arc<Mutex<HashMap<Digest, StagedBlob>>>;
-
-/// The content store as an import sees it.
-struct Staging {
-    content: ContentStore,
-    owner: String,
-    held: HashMap<Digest, u64>,
-    staged: Staged,
-    runtime: tokio::runtime::Handle,
-}
-
-impl BlobSink for Staging {
-    fn contains(&self, digest: &Digest) -> Result<Option<u64>, SinkError> {
-        let Some(size) = self.held.get(digest) else {
-            return Ok(None);
-        };
-        // The row says so; the file must agree, or the upload's bytes are welcome.
-        let on_disk = self
-            .runtime
-            .block_on(self.content.size(digest))
-            .map_err(SinkError::new)?;
-        Ok(on_disk.filter(|s| s == size))
-    }
-
-    fn create(&self) -> Result<Box<dyn BlobWriter>, SinkError> {
-        let writer = self
-            .content
-            .blocking_writer(&self.owner)
-            .map_err(SinkError::new)?;
-        Ok(Box::new(StagingWriter {
-            writer,
-            staged: Arc::clone(&self.staged),
-        }))
-    }
-}
-
-struct StagingWriter {
-    writer: BlockingWriter,
-    staged: Staged,
-}
-
-impl Write for StagingWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.writer.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
-    }
-}
-
-impl BlobWriter for StagingWriter {
-    fn commit(self: Box<Self>, digest: &Digest) -> Result<(), SinkError> {
-        let blob = self.writer.stage(digest).map_err(SinkError::new)?;
-        self.staged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(digest.clone(), blob);
-        Ok(())
-    }
 }
 
 /// Shows an import's advance: one step for reading the metadata, one for storing the layers.

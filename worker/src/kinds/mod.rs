@@ -9,6 +9,7 @@ mod import;
 mod publish;
 mod repository;
 mod settings;
+mod staging;
 mod sync;
 mod tag;
 
