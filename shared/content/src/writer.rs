@@ -32,8 +32,8 @@ struct FileWriter {
 }
 
 enum State {
-    Idle(LocalWriter),
-    Busy(JoinHandle<Result<LocalWriter>>),
+    Idle(Box<LocalWriter>),
+    Busy(JoinHandle<Result<Box<LocalWriter>>>),
     /// A write failed or was given up half-way; the file is gone.
     Broken,
 }
@@ -42,7 +42,7 @@ impl Writer {
     pub(crate) fn over_file(file: LocalWriter) -> Self {
         let algorithm = file.algorithm();
         Self(Kind::File(Box::new(FileWriter {
-            state: State::Idle(file),
+            state: State::Idle(Box::new(file)),
             algorithm,
             batch: Vec::new(),
             length: 0,
@@ -119,7 +119,7 @@ impl FileWriter {
     }
 
     /// The file, once the batch under way is written. Cancelled while it waits, the writer is as before.
-    async fn take(&mut self) -> Result<LocalWriter> {
+    async fn take(&mut self) -> Result<Box<LocalWriter>> {
         if let State::Busy(write) = &mut self.state {
             let written = write.await.map_err(ContentError::task);
             self.state = State::Broken;
@@ -139,7 +139,7 @@ impl FileWriter {
 pub struct BlockingWriter(BlockingKind);
 
 enum BlockingKind {
-    File(LocalWriter),
+    File(Box<LocalWriter>),
     Objects {
         writer: Box<ObjectWriter>,
         runtime: tokio::runtime::Handle,
@@ -147,8 +147,8 @@ enum BlockingKind {
 }
 
 impl BlockingWriter {
-    pub(crate) const fn over_file(file: LocalWriter) -> Self {
-        Self(BlockingKind::File(file))
+    pub(crate) fn over_file(file: LocalWriter) -> Self {
+        Self(BlockingKind::File(Box::new(file)))
     }
 
     pub(crate) fn over_objects(writer: ObjectWriter) -> Result<Self> {

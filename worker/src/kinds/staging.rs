@@ -18,8 +18,11 @@ use crate::error::TaskError;
 #[derive(Clone)]
 pub(crate) struct Sealing {
     room: Arc<Semaphore>,
-    blobs: Arc<Mutex<Vec<JoinHandle<Result<StagedBlob, ContentError>>>>>,
+    blobs: Arc<Mutex<Vec<Staged>>>,
 }
+
+/// A blob that is being checked and synced.
+type Staged = JoinHandle<Result<StagedBlob, ContentError>>;
 
 impl Sealing {
     const AT_ONCE: usize = 8;
@@ -62,7 +65,7 @@ impl Sealing {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<JoinHandle<Result<StagedBlob, ContentError>>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Staged>> {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
