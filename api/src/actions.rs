@@ -5,6 +5,7 @@ use axum::{extract::State, routing::post};
 use pulp_model::{
     CodedError, Digest, ErrorCode, TagName, UploadId,
     config::{self, IMPORTER_TYPE},
+    importer::importer_settings,
     task::TaskKind,
     unit::UnitType,
 };
@@ -12,10 +13,11 @@ use serde_json::{Map, Value};
 
 use crate::{
     ApiError, ApiState, App, Routes,
-    body::{JsonObject, UnusedJsonObject},
+    body::{JsonObject, OptionalJsonObject, UnusedJsonObject},
     distributors,
     errors::Segments,
     fields::Fields,
+    importers,
     replies::{self, Reply},
     repositories, uploads,
 };
@@ -163,10 +165,33 @@ async fn not_there(app: &ApiState, repo: &str, operation: &'static str, instead:
     Err(ApiError::NotImplemented { operation, instead })
 }
 
-async fn sync(State(app): State<App>, Segments(repo): Segments<String>, _: UnusedJsonObject) -> Reply {
-    let instead =
-        "this release can't fetch from other registries; save the image to a file, upload and import it";
-    not_there(&app, &repo, "sync", instead).await
+/// Fetches from the registry that the importer names; with `dry_run` true in the override, only tells what that
+/// would bring.
+async fn sync(
+    State(app): State<App>,
+    Segments(repo): Segments<String>,
+    OptionalJsonObject(body): OptionalJsonObject,
+) -> Reply {
+    let repo_id = repositories::find_id(&app.store, &repo).await?;
+    let mut fields = Fields::new(body);
+    let override_config = fields.object("override_config").unwrap_or_default();
+    fields.finish()?;
+    let Some(importer) = app.store.importer(&repo_id).await? else {
+        return Err(ApiError::NotFound {
+            kind: "importer_id",
+            id: IMPORTER_TYPE.to_owned(),
+        });
+    };
+    let override_config = importers::with_account_apart(override_config);
+    config::boolean(&override_config, "dry_run")?;
+    let defaults = app.plugin_defaults(IMPORTER_TYPE);
+    let merged = config::merged(&[&defaults, &importer.config, &override_config]);
+    importer_settings(&merged)?.upstream()?;
+    let kind = TaskKind::Sync {
+        repo_id,
+        override_config,
+    };
+    replies::enqueued(&app.store, &kind).await
 }
 
 async fn download(State(app): State<App>, Segments(repo): Segments<String>, _: UnusedJsonObject) -> Reply {
@@ -315,7 +340,7 @@ mod tests {
     async fn what_is_not_there_yet_says_so_and_what_to_do() {
         let api = Api::new().await;
         api.docker_repository("r").await;
-        for action in ["sync", "download", "associate", "unassociate"] {
+        for action in ["download", "associate", "unassociate"] {
             let reply = api
                 .raw("POST", &format!("/repositories/r/actions/{action}/"), "")
                 .await;
@@ -323,7 +348,53 @@ mod tests {
             assert_eq!(reply.code(), "PLP0014");
             assert_eq!(reply.body["error"]["data"]["operation_name"], action);
         }
-        let unknown = api.raw("POST", "/repositories/nope/actions/sync/", "").await;
+        let unknown = api.raw("POST", "/repositories/nope/actions/download/", "").await;
         assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn a_sync_needs_to_know_where_from() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        api.post("/repositories/", &json!({"id": "bare"})).await;
+        let path = "/repositories/r/actions/sync/";
+        let reply = api.raw("POST", path, "").await;
+        assert_eq!((reply.status.as_u16(), reply.code()), (400, "PLP0016"));
+        assert_eq!(
+            reply.body["error"]["data"]["property_names"],
+            json!(["feed", "upstream_name"])
+        );
+        let importer = |config: Value| json!({"override_config": config});
+        let upstream = json!({"feed": "http://localhost:5000", "upstream_name": "a/b"});
+        for (path, body, status, code) in [
+            ("/repositories/nope/actions/sync/", json!({}), 404, "PLP0009"),
+            ("/repositories/bare/actions/sync/", json!({}), 404, "PLP0009"),
+            (path, json!({"override_config": 5}), 400, "PLP0015"),
+            (
+                path,
+                importer(json!({"feed": "x", "upstream_name": "a"})),
+                400,
+                "PLP0015",
+            ),
+            (
+                path,
+                importer(json!({"feed": "http://x", "dry_run": 7})),
+                400,
+                "DKR1004",
+            ),
+            (
+                path,
+                importer(json!({"max_downloads": 0, "tags": "-"})),
+                400,
+                "PLP1000",
+            ),
+        ] {
+            let reply = api.post(path, &body).await;
+            assert_eq!((reply.status.as_u16(), reply.code()), (status, code), "{body}");
+        }
+        let id = api.post(path, &importer(upstream)).await.task();
+        let task = api.get(&format!("/tasks/{id}/")).await.body;
+        assert_eq!(task["task_type"], "pulp.server.managers.repo.sync.sync");
+        assert_eq!(task["tags"], json!(["pulp:repository:r", "pulp:action:sync"]));
     }
 }

@@ -19,6 +19,21 @@ pub(crate) const MAX_JSON: usize = 5 * 1024 * 1024;
 /// A body that must be a JSON object.
 pub(crate) struct JsonObject(pub(crate) Map<String, Value>);
 
+/// A body that is a JSON object, or empty, which stands for an empty object.
+pub(crate) struct OptionalJsonObject(pub(crate) Map<String, Value>);
+
+impl<S: Send + Sync> FromRequest<S> for OptionalJsonObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let bytes = collect(request.into_body(), MAX_JSON).await?;
+        if bytes.is_empty() {
+            return Ok(Self(Map::new()));
+        }
+        Ok(Self(object(&bytes)?))
+    }
+}
+
 /// A body that is a JSON object or empty, and of which nothing is needed.
 pub(crate) struct UnusedJsonObject;
 

@@ -2,7 +2,6 @@
 
 use axum::{extract::State, routing::get};
 use pulp_store::history::HistoryFilter;
-use serde_json::json;
 
 use crate::{
     ApiError, App, Routes, distributors,
@@ -73,11 +72,12 @@ async fn publishes(
     Ok(replies::ok(&views.into()))
 }
 
-/// Nothing was ever synced: this release has no sync.
 async fn syncs(State(app): State<App>, Segments(repo): Segments<String>, query: Query) -> Reply {
-    filter(&query)?;
-    repositories::find_id(&app.store, &repo).await?;
-    Ok(replies::ok(&json!([])))
+    let filter = filter(&query)?;
+    let repo = repositories::find_id(&app.store, &repo).await?;
+    let entries = app.store.sync_history(&repo, &filter).await?;
+    let views: Vec<_> = entries.iter().map(views::sync_history).collect();
+    Ok(replies::ok(&views.into()))
 }
 
 #[cfg(test)]
@@ -87,11 +87,11 @@ mod tests {
     use http::StatusCode;
     use pulp_model::{
         Timestamp,
-        history::{HistoryResult, PublishHistory},
+        history::{HistoryResult, PublishHistory, SyncHistory},
+        task::TaskKind,
     };
-    use serde_json::Value;
+    use serde_json::{Map, Value, json};
 
-    use super::*;
     use crate::testing::Api;
 
     async fn published(api: &Api, started: i64) {
@@ -154,6 +154,53 @@ mod tests {
             .await
             .body;
         assert_eq!(old.as_array().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn syncs_are_listed() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let mut tx = api.store.begin().await.unwrap();
+        let kind = TaskKind::Sync {
+            repo_id: "r".parse().unwrap(),
+            override_config: Map::new(),
+        };
+        let task = tx.enqueue(&kind).await.unwrap();
+        tx.commit().await.unwrap();
+        let lease = api.claimed(task).await;
+        let mut fenced = api.store.begin_fenced(&lease).await.unwrap();
+        let entry = SyncHistory {
+            id: task.to_string(),
+            repo_id: "r".parse().unwrap(),
+            importer_id: "docker_importer".to_owned(),
+            importer_type_id: "docker_importer".to_owned(),
+            started: Timestamp(0),
+            completed: Timestamp(1),
+            result: HistoryResult::Success,
+            added_count: 2,
+            updated_count: 1,
+            removed_count: 0,
+            summary: json!({}),
+            details: json!([]),
+            report: json!({"seconds": 1.5}),
+            error_message: None,
+            exception: None,
+            traceback: None,
+        };
+        fenced.add_sync_history(&entry).await.unwrap();
+        let outcome = pulp_store::attempts::Outcome::Finished(json!(entry));
+        fenced.finish(&outcome, &json!({})).await.unwrap();
+        let all = api.get("/repositories/r/history/sync/").await.body;
+        assert_eq!(all[0]["_ns"], "repo_sync_results");
+        assert_eq!(
+            (&all[0]["added_count"], &all[0]["result"]),
+            (&json!(2), &json!("success"))
+        );
+        assert_eq!(all[0]["report"]["seconds"], 1.5);
+        let none = api
+            .get("/repositories/r/history/sync/?start_date=2020-01-01")
+            .await;
+        assert_eq!(none.body, json!([]));
     }
 
     #[tokio::test]

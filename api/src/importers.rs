@@ -4,6 +4,7 @@ use axum::{extract::State, routing::get};
 use pulp_model::{
     CodedError, ErrorCode, RepositoryId,
     config::{self, IMPORTER_TYPE},
+    importer::importer_settings,
     task::TaskKind,
 };
 use pulp_store::importers::Importer;
@@ -37,14 +38,18 @@ pub(crate) fn check_type(type_id: &str) -> Result<(), ApiError> {
     Err(error.with("importer_type_id", type_id).into())
 }
 
-/// A change of settings as it is kept: a user and password in `feed` become settings of their own, which are
-/// masked on the wire; a mask that a client sends back changes nothing.
-pub(crate) fn config_delta(mut config: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
+/// A change of settings as it is kept: without masks that a client sends back, which change nothing.
+fn config_delta(mut config: Map<String, Value>) -> Map<String, Value> {
     for secret in views::SECRETS {
         if config.get(secret).and_then(Value::as_str) == Some(views::MASK) {
             config.remove(secret);
         }
     }
+    with_account_apart(config)
+}
+
+/// A user and password in `feed` become settings of their own, which are masked on the wire.
+pub(crate) fn with_account_apart(mut config: Map<String, Value>) -> Map<String, Value> {
     if let Some(feed) = config.get("feed").and_then(Value::as_str)
         && feed.contains('@')
         && let Ok(mut url) = url::Url::parse(feed)
@@ -62,13 +67,23 @@ pub(crate) fn config_delta(mut config: Map<String, Value>) -> Result<Map<String,
             config.insert("basic_auth_password".to_owned(), json!(password));
         }
     }
-    config::mask_id(&config)?;
-    Ok(config)
+    config
+}
+
+/// Refuses settings that no sync or upload could work with; all faults are told at once.
+fn check(app: &ApiState, config: &Map<String, Value>) -> Result<(), ApiError> {
+    importer_settings(&config::merged(&[&app.plugin_defaults(IMPORTER_TYPE), config]))?;
+    Ok(())
 }
 
 /// Settings of a new importer.
-pub(crate) fn whole_config(config: Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
-    Ok(config::merged(&[&config_delta(config)?]))
+pub(crate) fn whole_config(
+    app: &ApiState,
+    config: Map<String, Value>,
+) -> Result<Map<String, Value>, ApiError> {
+    let config = config::merged(&[&config_delta(config)]);
+    check(app, &config)?;
+    Ok(config)
 }
 
 /// The task that changes the settings of a repository's importer.
@@ -77,10 +92,13 @@ pub(crate) async fn update_kind(
     repo: &RepositoryId,
     config: Map<String, Value>,
 ) -> Result<TaskKind, ApiError> {
-    let config = config_delta(config)?;
-    if app.store.importer(repo).await?.is_none() {
+    let config = config_delta(config);
+    let Some(importer) = app.store.importer(repo).await? else {
         return Err(unknown(IMPORTER_TYPE));
-    }
+    };
+    let mut whole = importer.config;
+    config::apply_delta(&mut whole, &config);
+    check(app, &whole)?;
     Ok(TaskKind::UpdateImporter {
         repo_id: repo.clone(),
         importer_type_id: None,
@@ -125,7 +143,7 @@ async fn set(
     let kind = TaskKind::UpdateImporter {
         repo_id,
         importer_type_id: Some(type_id),
-        config: whole_config(config)?,
+        config: whole_config(&app, config)?,
     };
     replies::enqueued(&app.store, &kind).await
 }
@@ -226,10 +244,29 @@ mod tests {
         assert_eq!(set(config).await.body["property_names"], json!(["mask_id"]));
     }
 
+    #[tokio::test]
+    async fn settings_that_no_sync_could_use_are_refused_all_at_once() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let path = "/repositories/r/importers/docker_importer/";
+        let config = json!({"feed": "registry.example.com", "upstream_name": "A", "max_downloads": "none"});
+        let reply = api.put(path, &json!({"importer_config": config})).await;
+        assert_eq!((reply.status, reply.code()), (StatusCode::BAD_REQUEST, "PLP1000"));
+        let faults: Vec<&str> = reply.body["error"]["sub_errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["data"]["property_names"][0].as_str().unwrap())
+            .collect();
+        assert_eq!(faults, ["feed", "upstream_name", "max_downloads"]);
+        let new = json!({"id": "n", "importer_type_id": "docker_importer", "importer_config": {"feed": "x"}});
+        assert_eq!(api.post("/repositories/", &new).await.code(), "PLP0015");
+    }
+
     #[test]
     fn a_feeds_user_and_password_become_settings_of_their_own() {
         let config = json!({"feed": "https://me:p%40ss+word@registry.example.com/x", "max_downloads": null});
-        let config = config_delta(config.as_object().unwrap().clone()).unwrap();
+        let config = config_delta(config.as_object().unwrap().clone());
         assert_eq!(config["feed"], "https://registry.example.com/x");
         assert_eq!(config["basic_auth_username"], "me");
         assert_eq!(config["basic_auth_password"], "p@ss+word");
@@ -243,7 +280,7 @@ mod tests {
     #[test]
     fn a_mask_sent_back_is_no_password() {
         let config = json!({"basic_auth_password": "*****", "proxy_password": "new"});
-        let config = config_delta(config.as_object().unwrap().clone()).unwrap();
+        let config = config_delta(config.as_object().unwrap().clone());
         assert_eq!(Value::Object(config), json!({"proxy_password": "new"}));
     }
 }

@@ -217,7 +217,7 @@ impl Creation {
             None => None,
             Some(type_id) => {
                 importers::check_type(&type_id)?;
-                Some((type_id, importers::whole_config(importer_config)?))
+                Some((type_id, importers::whole_config(app, importer_config)?))
             }
         };
         let distributors = distributors

@@ -3,7 +3,11 @@
 //! Shapes: the serialisers of Pulp 2, deprecated keys (`_ns`, `_id`, `exception`, `traceback`) included, since
 //! clients read them.
 
-use pulp_model::{TaskId, Timestamp, history::PublishHistory, unit::Unit};
+use pulp_model::{
+    TaskId, Timestamp,
+    history::{PublishHistory, SyncHistory},
+    unit::Unit,
+};
 use pulp_store::{
     distributors::Distributor,
     importers::Importer,
@@ -22,7 +26,7 @@ use crate::PREFIX;
 pub(crate) const MASK: &str = "*****";
 
 /// The keys of a configuration that are never sent.
-pub(crate) const SECRETS: [&str; 2] = ["basic_auth_password", "proxy_password"];
+pub(crate) const SECRETS: [&str; 3] = ["basic_auth_password", "proxy_password", "ssl_client_key"];
 
 /// A row's object id: 24 hexadecimal digits, made of what identifies the row, hence always the same.
 fn oid(namespace: &str, key: &str) -> Value {
@@ -196,6 +200,14 @@ pub(crate) fn publish_history(entry: &PublishHistory) -> Value {
     let mut view = object(json!(entry));
     view.insert("_ns".to_owned(), json!("repo_publish_results"));
     view.insert("_id".to_owned(), oid("repo_publish_results", &entry.id));
+    Value::Object(view)
+}
+
+/// An entry of the sync history.
+pub(crate) fn sync_history(entry: &SyncHistory) -> Value {
+    let mut view = object(json!(entry));
+    view.insert("_ns".to_owned(), json!("repo_sync_results"));
+    view.insert("_id".to_owned(), oid("repo_sync_results", &entry.id));
     Value::Object(view)
 }
 

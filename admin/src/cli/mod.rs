@@ -102,6 +102,9 @@ pub(crate) enum DockerRepo {
     /// upload docker images into a repository
     #[command(subcommand)]
     Uploads(Uploads),
+    /// fetch a docker repository from another registry
+    #[command(subcommand)]
+    Sync(Sync),
     /// publish a docker repository
     #[command(subcommand)]
     Publish(Publish),
@@ -151,9 +154,22 @@ pub(crate) struct Settings {
     /// sync from the registry API v2
     #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) enable_v2: Option<Value>,
-    /// sync only these tags, separated by commas; "None" or an empty value means all
+    /// sync only these tags, separated by commas: names, patterns like 1.*, or re: and a regular expression;
+    /// "None" or an empty value means all
     #[arg(long, value_name = "A,B", value_parser = values::tag_list, help_heading = "Synchronization")]
     pub(crate) tags: Option<Value>,
+    /// don't sync these tags; written like --tags
+    #[arg(long, value_name = "A,B", value_parser = values::tag_list, help_heading = "Synchronization")]
+    pub(crate) tags_exclude: Option<Value>,
+    /// of tags that --tags doesn't name plainly, only versions in this range, like ">=1.2, <3"
+    #[arg(long, value_name = "RANGE", value_parser = values::text, help_heading = "Synchronization")]
+    pub(crate) tags_semver: Option<Value>,
+    /// of tags that --tags doesn't name plainly, only so many of the highest versions
+    #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Synchronization")]
+    pub(crate) tags_newest: Option<Value>,
+    /// remove tags that the upstream has no more, or that the filter doesn't take any more
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
+    pub(crate) remove_missing: Option<Value>,
 
     /// PEM file of the CA that signed the feed's certificate
     #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]
@@ -191,9 +207,15 @@ pub(crate) struct Settings {
     /// downloads at once
     #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Throttling")]
     pub(crate) max_downloads: Option<Value>,
-    /// bytes a second of one download
+    /// bytes a second of all downloads of a sync together
     #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Throttling")]
     pub(crate) max_speed: Option<Value>,
+    /// seconds that a connection may take to be made
+    #[arg(long, value_name = "SECONDS", value_parser = values::positive, help_heading = "Throttling")]
+    pub(crate) connect_timeout: Option<Value>,
+    /// seconds that nothing may come on a connection
+    #[arg(long, value_name = "SECONDS", value_parser = values::positive, help_heading = "Throttling")]
+    pub(crate) read_timeout: Option<Value>,
 }
 
 #[derive(Debug, Args)]
@@ -345,6 +367,27 @@ pub(crate) struct CancelUploads {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Sync {
+    /// sync now
+    Run(SyncArgs),
+    /// follow the sync that is under way
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// return as soon as the task is queued
+    #[arg(long)]
+    pub(crate) bg: bool,
+    /// only tell what would be fetched, added and removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Publish {
     /// publish now
     Run(RunArgs),
@@ -405,6 +448,17 @@ pub(crate) enum Repo {
 pub(crate) enum History {
     /// list the publishes of a repository, the latest first
     Publish(HistoryArgs),
+    /// list the syncs of a repository, the latest first
+    Sync(SyncHistoryArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncHistoryArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    #[command(flatten)]
+    pub(crate) which: WhichHistory,
 }
 
 #[derive(Debug, Args)]
@@ -415,6 +469,13 @@ pub(crate) struct HistoryArgs {
     /// id of the distributor
     #[arg(long, default_value = WEB_DISTRIBUTOR)]
     pub(crate) distributor_id: DistributorId,
+    #[command(flatten)]
+    pub(crate) which: WhichHistory,
+}
+
+/// Which entries of a history, and how much of each.
+#[derive(Debug, Args)]
+pub(crate) struct WhichHistory {
     /// at most this many entries
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,

@@ -1,6 +1,6 @@
 //! Values of options, read from their texts.
 
-use pulp_model::{TagName, task::TaskState};
+use pulp_model::{tag_filter::TagFilter, task::TaskState};
 use serde_json::Value;
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
@@ -49,10 +49,14 @@ pub(super) fn tag_list(text: &str) -> Result<Value, String> {
     if text.is_empty() || text == "None" {
         return Ok(Value::Null);
     }
-    let tags: Vec<&str> = text.split(',').map(str::trim).collect();
-    for tag in &tags {
-        tag.parse::<TagName>().map_err(|e| e.to_string())?;
-    }
+    let tags: Vec<String> = text.split(',').map(|tag| tag.trim().to_owned()).collect();
+    TagFilter::new(Some(&tags), &[], None, None).map_err(|faults| {
+        faults
+            .into_iter()
+            .map(|(_, fault)| fault)
+            .collect::<Vec<_>>()
+            .join("; ")
+    })?;
     Ok(Value::from(tags))
 }
 
@@ -100,6 +104,13 @@ mod tests {
         );
         assert!(flag("perhaps").is_err() && positive("0").is_err() && port("70000").is_err());
         assert_eq!(flag("TRUE"), Ok(Value::from(true)));
+    }
+
+    #[test]
+    fn tags_may_be_patterns() {
+        let tags = |text| tag_list(text).map(|v| v.as_array().map_or(0, Vec::len));
+        assert_eq!(tags("latest, 1.*,re:v[0-9]+"), Ok(3));
+        assert!(tag_list("a,-b").is_err() && tag_list("re:(").is_err());
     }
 
     #[test]

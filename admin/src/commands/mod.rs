@@ -6,6 +6,7 @@ mod publish;
 mod repo;
 mod search;
 mod status;
+mod sync;
 mod tag;
 mod tasks;
 mod uploads;
@@ -15,7 +16,7 @@ use pulp_model::RepositoryId;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Cli, Command, Docker, DockerRepo, Export, History, Publish, Repo},
+    cli::{Cli, Command, Docker, DockerRepo, Export, History, Publish, Repo, Sync},
     client::Client,
     config::{self, Config},
     error::{AdminError, Exit},
@@ -136,6 +137,7 @@ async fn execute(cli: Cli, io: &Io, mut screen: Screen) -> Result<Exit, AdminErr
         Command::Docker(Docker::Repo(command)) => docker(&app, command).await,
         Command::Repo(Repo::List(args)) => repo::list(&app, &args, repo::Scope::Every).await,
         Command::Repo(Repo::History(History::Publish(args))) => history::publish(&app, &args).await,
+        Command::Repo(Repo::History(History::Sync(args))) => history::sync(&app, &args).await,
         Command::Tasks(command) => tasks::run(&app, command).await,
     };
     match ended {
@@ -156,6 +158,8 @@ async fn docker(app: &App, command: DockerRepo) -> Result<(), Stop> {
         DockerRepo::Images(args) => search::images(app, &args).await,
         DockerRepo::Search(command) => search::run(app, command).await,
         DockerRepo::Uploads(command) => uploads::run(app, command).await,
+        DockerRepo::Sync(Sync::Run(args)) => sync::run(app, &args).await,
+        DockerRepo::Sync(Sync::Status(args)) => sync::status(app, &args).await,
         DockerRepo::Publish(Publish::Run(args)) => publish::publish(app, &args).await,
         DockerRepo::Publish(Publish::Status(args)) => publish::status(app, &args, WEB_DISTRIBUTOR).await,
         DockerRepo::Export(Export::Run(args)) => publish::export(app, &args).await,

@@ -42,7 +42,7 @@ async fn run(
     }
     // With options of its own it is another request than the one under way.
     let under_way = if options.is_empty() {
-        under_way(app, &args.repo_id).await?
+        under_way(app, &args.repo_id, "publish").await?
     } else {
         Vec::new()
     };
@@ -89,7 +89,7 @@ fn missing_distributor(error: AdminError, repo: &RepositoryId) -> AdminError {
 pub(super) async fn status(app: &App, args: &StatusArgs, distributor: &str) -> Result<(), Stop> {
     app.repository(&args.repo_id, &[]).await?;
     app.screen.title(&format!("Repository Status [{}]", args.repo_id));
-    let tasks: Vec<String> = under_way(app, &args.repo_id)
+    let tasks: Vec<String> = under_way(app, &args.repo_id, "publish")
         .await?
         .into_iter()
         .filter(|(_, report)| report.is_of_distributor(distributor) != Some(false))
@@ -113,11 +113,15 @@ async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Publishes and exports of the repository that have not ended.
-async fn under_way(app: &App, repo: &RepositoryId) -> Result<Vec<(String, TaskReport)>, AdminError> {
+/// Tasks of an action (`publish`, which exports are too, or `sync`) on the repository that have not ended.
+pub(super) async fn under_way(
+    app: &App,
+    repo: &RepositoryId,
+    action: &str,
+) -> Result<Vec<(String, TaskReport)>, AdminError> {
     let criteria = json!({"filters": {
         "state": {"$nin": ["finished", "error", "canceled", "skipped"]},
-        "tags": {"$all": [format!("pulp:repository:{repo}"), "pulp:action:publish"]},
+        "tags": {"$all": [format!("pulp:repository:{repo}"), format!("pulp:action:{action}")]},
     }});
     let reply = app
         .client

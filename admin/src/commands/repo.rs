@@ -88,6 +88,10 @@ fn importer_config(settings: &Settings) -> Result<Map<String, Value>, AdminError
         ("enable_v1", &s.enable_v1),
         ("enable_v2", &s.enable_v2),
         ("tags", &s.tags),
+        ("tags_exclude", &s.tags_exclude),
+        ("tags_semver", &s.tags_semver),
+        ("tags_newest", &s.tags_newest),
+        ("remove_missing", &s.remove_missing),
         ("ssl_validation", &s.verify_feed_ssl),
         ("proxy_host", &s.proxy_host),
         ("proxy_port", &s.proxy_port),
@@ -97,6 +101,8 @@ fn importer_config(settings: &Settings) -> Result<Map<String, Value>, AdminError
         ("basic_auth_password", &s.basicauth_pass),
         ("max_downloads", &s.max_downloads),
         ("max_speed", &s.max_speed),
+        ("connect_timeout", &s.connect_timeout),
+        ("read_timeout", &s.read_timeout),
     ] {
         if let Some(value) = value {
             config.insert(key.to_owned(), value.clone());

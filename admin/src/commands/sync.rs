@@ -1,0 +1,150 @@
+//! `docker repo sync run|status`.
+
+use serde_json::{Map, Value, json};
+
+use super::{App, Stop, missing, publish::under_way};
+use crate::{
+    cli::{StatusArgs, SyncArgs},
+    output::printable,
+    task::{Style, spawned, tasks_document},
+};
+
+pub(super) async fn run(app: &App, args: &SyncArgs) -> Result<(), Stop> {
+    app.screen
+        .title(&format!("Synchronizing Repository [{}]", args.repo_id));
+    // A dry run is another request than the sync under way.
+    let attached = if args.dry_run {
+        None
+    } else {
+        under_way(app, &args.repo_id, "sync").await?.into_iter().next()
+    };
+    let tasks = if let Some((task_id, _)) = attached {
+        app.screen.line(
+            "A sync task is already in progress for this repository. Its progress will be tracked below.\n",
+        );
+        vec![task_id]
+    } else {
+        let mut options = Map::new();
+        if args.dry_run {
+            options.insert("dry_run".to_owned(), json!(true));
+        }
+        let path = ["repositories", args.repo_id.as_str(), "actions", "sync"];
+        let reply = app.client.post(&path, &json!({"override_config": options})).await;
+        spawned(&reply.map_err(|e| missing(e, &args.repo_id))?)?
+    };
+    if args.bg {
+        app.queued(&tasks);
+        return Ok(());
+    }
+    follow(app, tasks).await
+}
+
+pub(super) async fn status(app: &App, args: &StatusArgs) -> Result<(), Stop> {
+    app.repository(&args.repo_id, &[]).await?;
+    app.screen.title(&format!("Repository Status [{}]", args.repo_id));
+    let found = under_way(app, &args.repo_id, "sync").await?;
+    let tasks: Vec<String> = found.into_iter().map(|(task_id, _)| task_id).collect();
+    if tasks.is_empty() {
+        app.screen.line("The repository is not performing any operations");
+        app.screen.result(&tasks_document(&[]));
+        return Ok(());
+    }
+    if args.bg {
+        app.queued(&tasks);
+        return Ok(());
+    }
+    follow(app, tasks).await
+}
+
+async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
+    let reports = app.follower().follow(tasks, Style::Steps).await?;
+    for line in reports.iter().flat_map(|r| summary(&r["result"])) {
+        app.screen.line(&printable(&line));
+    }
+    app.screen.result(&tasks_document(&reports));
+    Ok(())
+}
+
+/// What a sync did, or would do; nothing if the result is of another kind.
+fn summary(result: &Value) -> Vec<String> {
+    let report = &result["report"];
+    let plan = &report["plan"];
+    if !plan.is_object() {
+        return Vec::new();
+    }
+    let count = |key: &str| plan[key].as_array().map_or(0, Vec::len);
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let dry_run = result["dry_run"] == json!(true);
+    let tags = format!(
+        "Tags: {} added, {} moved, {} removed, {} unchanged.",
+        count("tags_added"),
+        count("tags_moved"),
+        count("tags_removed"),
+        number(&plan["tags_unchanged"]),
+    );
+    let requests = number(&report["requests"]["total"]);
+    let seconds = report["seconds"].as_f64().unwrap_or(0.0);
+    let mut lines = Vec::new();
+    if dry_run {
+        for (key, sign) in [("tags_added", '+'), ("tags_moved", '~'), ("tags_removed", '-')] {
+            let names = plan[key]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str);
+            lines.extend(names.map(|name| format!("  {sign} {name}")));
+        }
+        lines.push(format!(
+            "{tags} To fetch: {} blobs, {} bytes. Nothing was changed ({requests} requests, {seconds:.1} s).",
+            number(&plan["blobs"]),
+            number(&plan["bytes"]),
+        ));
+    } else {
+        lines.push(format!(
+            "{tags} {} bytes in {requests} requests, {seconds:.1} s.",
+            number(&report["bytes_received"]),
+        ));
+    }
+    let absent: Vec<&str> = plan["tags_absent"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if !absent.is_empty() {
+        lines.push(format!("Not there upstream: {}.", absent.join(", ")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Value {
+        json!({
+            "plan": {"tags_added": ["a", "b"], "tags_moved": ["c"], "tags_removed": [], "tags_absent": ["d"],
+                "tags_unchanged": 7, "blobs": 3, "bytes": 100},
+            "requests": {"total": 12}, "bytes_received": 120, "seconds": 1.26,
+        })
+    }
+
+    #[test]
+    fn a_sync_is_summed_up_in_a_line() {
+        assert_eq!(
+            summary(&json!({ "report": report() })),
+            [
+                "Tags: 2 added, 1 moved, 0 removed, 7 unchanged. 120 bytes in 12 requests, 1.3 s.",
+                "Not there upstream: d."
+            ]
+        );
+        assert!(summary(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn a_dry_run_names_the_tags() {
+        let lines = summary(&json!({"dry_run": true, "report": report()}));
+        assert_eq!(lines[..3], ["  + a", "  + b", "  ~ c"]);
+        assert!(lines[3].contains("3 blobs, 100 bytes. Nothing was changed"));
+    }
+}
