@@ -10,6 +10,7 @@ use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
+    clients::Viewer,
     data::{Tables, V1Repo, V2Repo},
     http_api::{self, Call},
 };
@@ -29,20 +30,24 @@ pub(crate) fn answer(call: &Call, tables: &Tables, path: &str) -> Response {
         return http_api::method_not_allowed();
     }
     let wants_json = call.header(header::ACCEPT) == Some("application/json");
-    let all = sees_all(call);
+    let (viewer, all) = (&call.viewer, sees_all(call));
     if !wants_json {
-        let mut response = http_api::bytes(StatusCode::OK, "text/html; charset=utf-8", page(tables, all));
+        let mut response = http_api::bytes(
+            StatusCode::OK,
+            "text/html; charset=utf-8",
+            page(tables, viewer, all),
+        );
         response
             .headers_mut()
             .insert(header::VARY, HeaderValue::from_static("Accept"));
         return response;
     }
     let listed: BTreeMap<&str, Value> = if path == "repositories/v2" {
-        shown_v2(tables, all)
+        shown_v2(tables, viewer, all)
             .map(|(id, r)| (id, json!({ "protected": r.protected })))
             .collect()
     } else {
-        shown_v1(tables, all)
+        shown_v1(tables, viewer, all)
             .map(|(id, r)| {
                 let ids = image_ids(r);
                 (
@@ -55,13 +60,21 @@ pub(crate) fn answer(call: &Call, tables: &Tables, path: &str) -> Response {
     http_api::json(StatusCode::OK, &listed)
 }
 
-fn shown_v1(tables: &Tables, all: bool) -> impl Iterator<Item = (&str, &V1Repo)> {
-    let shown = tables.v1.iter().filter(move |(_, r)| all || !r.protected);
+fn shown_v1<'a>(
+    tables: &'a Tables,
+    viewer: &'a Viewer,
+    all: bool,
+) -> impl Iterator<Item = (&'a str, &'a V1Repo)> {
+    let shown = tables.v1.iter().filter(move |(_, r)| all || r.shown_to(viewer));
     shown.map(|(id, r)| (id.as_str(), &**r))
 }
 
-fn shown_v2(tables: &Tables, all: bool) -> impl Iterator<Item = (&str, &V2Repo)> {
-    let shown = tables.v2.iter().filter(move |(_, r)| all || !r.protected);
+fn shown_v2<'a>(
+    tables: &'a Tables,
+    viewer: &'a Viewer,
+    all: bool,
+) -> impl Iterator<Item = (&'a str, &'a V2Repo)> {
+    let shown = tables.v2.iter().filter(move |(_, r)| all || r.shown_to(viewer));
     shown.map(|(id, r)| (id.as_str(), &**r))
 }
 
@@ -76,9 +89,9 @@ macro_rules! put {
     };
 }
 
-fn page_v1(tables: &Tables, all: bool) -> String {
+fn page_v1(tables: &Tables, viewer: &Viewer, all: bool) -> String {
     let mut page = head("v1");
-    for (id, repo) in shown_v1(tables, all) {
+    for (id, repo) in shown_v1(tables, viewer, all) {
         repository(&mut page, id, repo.protected);
         put!(page, "<table><tr><th>Tag</th><th>Image Id</th></tr>\n");
         for (tag, image) in &repo.tags {
@@ -94,9 +107,9 @@ fn page_v1(tables: &Tables, all: bool) -> String {
     page + TAIL
 }
 
-fn page_v2(tables: &Tables, all: bool) -> String {
+fn page_v2(tables: &Tables, viewer: &Viewer, all: bool) -> String {
     let mut page = head("v2");
-    for (id, repo) in shown_v2(tables, all) {
+    for (id, repo) in shown_v2(tables, viewer, all) {
         repository(&mut page, id, repo.protected);
     }
     page + TAIL

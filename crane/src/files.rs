@@ -36,12 +36,13 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Opt
     let parts: Vec<&str> = path.split('/').collect();
     match parts.as_slice() {
         ["v1", repo, image_id, file] => {
-            let (Some(repo), Some(file)) = (tables.v1_repository(repo), v1::file_name(file)) else {
+            let (Some(repo), Some(file)) = (tables.v1_repository(repo, &call.viewer), v1::file_name(file))
+            else {
                 return Ok(None);
             };
             v1::send_image(app, call, repo, image_id, file).await
         }
-        ["v2", repo, rest @ ..] => match tables.v2_repository(repo) {
+        ["v2", repo, rest @ ..] => match tables.v2_repository(repo, &call.viewer) {
             Some(repo) => v2_file(app, call, repo, rest).await,
             None => Ok(None),
         },
@@ -62,7 +63,7 @@ async fn v2_file(app: &App, call: &Call, repo: &V2Repo, path: &[&str]) -> Result
             else {
                 return Ok(None);
             };
-            send::file(app, call, v2::blob_answer(&digest, size, path))
+            send::file(app, call, v2::blob_answer(repo, &digest, size, path))
                 .await
                 .map(Some)
         }
@@ -73,7 +74,7 @@ async fn v2_file(app: &App, call: &Call, repo: &V2Repo, path: &[&str]) -> Result
             let held = digest.as_ref().or(named).and_then(|d| holdings.manifest(d));
             match held.filter(|h| h.manifest.folder() == *folder) {
                 Some(held) => {
-                    let mut answer = v2::manifest_answer(&holdings, held, by_tag);
+                    let mut answer = v2::manifest_answer(repo, &holdings, held, by_tag);
                     // The folder has decided already.
                     answer.negotiated = false;
                     send::file(app, call, answer).await.map(Some)

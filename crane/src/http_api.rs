@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{ConnectInfo, Request, State},
+    extract::{Request, State},
     response::Response,
 };
 use bytes::Bytes;
@@ -18,7 +18,12 @@ use tokio::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{Cdn, CraneConfig, Mode, Sendfile, admin, data::Tables, files, v1, v2};
+use crate::{
+    Cdn, CraneConfig, Mode, Sendfile, admin,
+    clients::{Gate, Peer, Viewer},
+    data::Tables,
+    files, v1, v2,
+};
 
 /// Reads from disk in progress at most; more would only queue in the disk.
 const DISK_READS: usize = 64;
@@ -35,6 +40,8 @@ pub(crate) struct App {
     /// For what may change; none means to ask each time.
     pub(crate) max_age: Option<Duration>,
     pub(crate) reads: Arc<Semaphore>,
+    /// None: nobody gets protected repositories.
+    pub(crate) gate: Option<Arc<Gate>>,
     tables: watch::Sender<Arc<Tables>>,
     reload: Notify,
 }
@@ -49,6 +56,7 @@ impl App {
             cdn: config.cdn.clone(),
             max_age: config.max_age,
             reads: Arc::new(Semaphore::new(DISK_READS)),
+            gate: config.entitlements.as_ref().map(|e| Arc::new(Gate::open(e))),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),
         }
@@ -90,18 +98,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-async fn dispatch(
-    State(app): State<Arc<App>>,
-    connection: Option<axum::Extension<ConnectInfo<SocketAddr>>>,
-    request: Request,
-) -> Response {
-    let (parts, _) = request.into_parts();
-    let peer = connection.map(|c| c.0.0);
+async fn dispatch(State(app): State<Arc<App>>, request: Request) -> Response {
+    let (mut parts, _) = request.into_parts();
+    let peer = parts.extensions.remove::<Peer>();
     let call = Call {
+        viewer: Viewer::new(app.gate.clone(), peer.clone(), &parts.headers),
         method: parts.method,
         uri: parts.uri,
         headers: parts.headers,
-        peer,
+        peer: peer.map(|p| p.address),
     };
     let response = match call.path() {
         Some(path) => answer(&app, &call, &path).await,
@@ -170,6 +175,7 @@ pub(crate) struct Call {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
     pub(crate) peer: Option<SocketAddr>,
+    pub(crate) viewer: Viewer,
 }
 
 impl Call {

@@ -6,20 +6,25 @@
 
 mod admin;
 mod cdn;
+mod clients;
 mod config;
 mod data;
+mod entitlement;
 mod files;
 mod http_api;
+mod listen;
 mod negotiate;
+mod reloaded;
 mod search;
 mod send;
+mod tls;
 mod v1;
 mod v2;
 mod watch;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use axum::{Router, serve::ListenerExt as _};
+use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -34,16 +39,13 @@ pub use config::{
 /// Why Crane stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum CraneError {
-    /// The network failed it.
-    #[error("can't serve: {0}")]
-    Serve(#[from] io::Error),
+    /// Its own certificate is of no use; the log says why.
+    #[error("can't serve TLS with [tls] certificate {0} and its key; see the line before")]
+    Tls(String),
     /// A part of it ended that never should; a defect.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
 }
-
-/// How long requests in progress may go on after shutdown was asked for.
-const GRACE: Duration = Duration::from_secs(30);
 
 /// Serves until `shutdown`. Loads all data before the first answer.
 ///
@@ -53,27 +55,44 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), CraneError> {
-    let crane = tokio::task::spawn_blocking(move || Crane::open(config))
-        .await
-        .map_err(|_| CraneError::Ended("loading"))?;
-    let service = crane.router().into_make_service_with_connect_info::<SocketAddr>();
-    let watching = tokio::spawn(crane.watch(shutdown.clone()));
-    // The last, short piece of a layer must not wait for the client's acknowledgement of the piece before.
-    let listener = listener.tap_io(|stream| {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection stays with delayed writes");
-        }
+    let (header_timeout, reload) = (config.header_timeout, config.reload_interval);
+    let files = config.tls.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let asks_clients = config.entitlements.is_some();
+        let tls = files.map(|files| {
+            let opened = tls::open(&files, asks_clients);
+            match opened.current() {
+                Some(_) => Ok(Arc::new(opened)),
+                None => Err(CraneError::Tls(files.certificate.display().to_string())),
+            }
+        });
+        Ok::<_, CraneError>((tls.transpose()?, Crane::open(config)))
     });
-    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.clone().cancelled_owned());
-    let served = tokio::select! {
-        served = async { serving.await } => served.map_err(CraneError::from),
-        () = async { shutdown.cancelled().await; tokio::time::sleep(GRACE).await } => Ok(()),
+    let (tls, crane) = opening.await.map_err(|_| CraneError::Ended("loading"))??;
+    // Ends with this function, whatever ends it.
+    let stop = shutdown.child_token();
+    let _stopping = stop.clone().drop_guard();
+    if let Some(tls) = &tls {
+        tokio::spawn(reloaded::follow(Arc::clone(tls), reload, stop.clone()));
+    }
+    if let Some(gate) = &crane.app.gate {
+        tokio::spawn(reloaded::follow(
+            Arc::clone(&gate.authority),
+            reload,
+            stop.clone(),
+        ));
+    }
+    let server = listen::Server {
+        router: crane.router(),
+        tls,
+        header_timeout,
     };
-    shutdown.cancel();
+    let watching = tokio::spawn(crane.watch(stop.clone()));
+    server.run(listener, shutdown).await;
+    stop.cancel();
     watching
         .await
-        .map_err(|_| CraneError::Ended("watching the data directory"))?;
-    served
+        .map_err(|_| CraneError::Ended("watching the data directory"))
 }
 
 /// Crane with its data loaded, for who wants its router without a listener.

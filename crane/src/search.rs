@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::Serialize;
 
-use crate::data::{Tables, V2Content};
+use crate::{
+    clients::Viewer,
+    data::{Tables, V2Content},
+};
 
 /// Results at most.
 const RESULTS: usize = 100;
@@ -36,10 +39,10 @@ enum By {
 }
 
 /// Repositories of both APIs that hold the term, whatever its case; those with it in the name come first.
-pub(crate) async fn results(tables: &Tables, term: &str) -> Vec<Found> {
+pub(crate) async fn results(tables: &Tables, viewer: &Viewer, term: &str) -> Vec<Found> {
     let wanted = term.to_lowercase();
     let mut found: BTreeMap<(By, &str), String> = BTreeMap::new();
-    for (name, repo) in tables.v2.iter().filter(|(_, r)| !r.protected) {
+    for (name, repo) in tables.v2.iter().filter(|(_, r)| r.shown_to(viewer)) {
         // Files that are elsewhere, or not read yet, are not read for this.
         let holdings = match &repo.content {
             V2Content::Indexed(holdings) => Some(Arc::clone(holdings)),
@@ -55,8 +58,8 @@ pub(crate) async fn results(tables: &Tables, term: &str) -> Vec<Found> {
             found.insert((by, name), description.cloned().unwrap_or_default());
         }
     }
-    for (name, repo) in tables.v1.iter().filter(|(_, r)| !r.protected) {
-        let known = tables.v2.get(name).is_some_and(|r| !r.protected);
+    for (name, repo) in tables.v1.iter().filter(|(_, r)| r.shown_to(viewer)) {
+        let known = tables.v2.get(name).is_some_and(|r| r.shown_to(viewer));
         if let (false, Some(by)) = (known, found_by(&wanted, name, repo.tags.keys(), &BTreeMap::new())) {
             found.insert((by, name), String::new());
         }

@@ -50,6 +50,8 @@ pub(crate) struct FileAnswer<'a> {
     pub(crate) cache: Cache,
     /// Whether the answer depends on `Accept`.
     pub(crate) negotiated: bool,
+    /// Whether it is for some clients only, so that a shared cache must not keep it.
+    pub(crate) protected: bool,
 }
 
 /// Answers GET or HEAD with a file.
@@ -144,10 +146,12 @@ const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 fn describe(app: &App, response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
     let headers = response.headers_mut();
     set(headers, header::ETAG, etag);
+    let who = if answer.protected { "private" } else { "public" };
     let (value, keep) = match (answer.cache, app.max_age) {
-        (Cache::Immutable, _) => ("public, max-age=31536000, immutable".to_owned(), Some(YEAR)),
+        (Cache::Immutable, _) => (format!("{who}, max-age=31536000, immutable"), Some(YEAR)),
+        (Cache::Revalidate, None) if answer.protected => ("private, no-cache".to_owned(), None),
         (Cache::Revalidate, None) => ("no-cache".to_owned(), None),
-        (Cache::Revalidate, Some(age)) => (format!("public, max-age={}", age.as_secs()), Some(age)),
+        (Cache::Revalidate, Some(age)) => (format!("{who}, max-age={}", age.as_secs()), Some(age)),
     };
     set(headers, header::CACHE_CONTROL, &value);
     // For caches from before HTTP/1.1, and because the original sent it.

@@ -68,7 +68,7 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Opt
                     "parameter \"q\" is required",
                 )));
             };
-            let found = search::results(tables, &term).await;
+            let found = search::results(tables, &call.viewer, &term).await;
             let body = json!({ "query": term, "num_results": found.len(), "results": found });
             return Ok(Some(http_api::json(StatusCode::OK, &body)));
         }
@@ -88,7 +88,7 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Opt
 fn repository(app: &App, call: &Call, tables: &Tables, path: &str) -> Option<Response> {
     let find = |name: &str| {
         // docker up to 1.2 names official images without `library/`, later ones with it.
-        tables.v1(name.strip_prefix("library/").unwrap_or(name))
+        tables.v1(name.strip_prefix("library/").unwrap_or(name), &call.viewer)
     };
     if let Some(repo) = path.strip_suffix("/images").and_then(find) {
         return Some(with_endpoints(
@@ -125,7 +125,7 @@ async fn image(
     image_id: &str,
     file: &str,
 ) -> Result<Option<Response>, FileGone> {
-    let (Some(repo), Some(name)) = (tables.with_image(image_id), file_name(file)) else {
+    let (Some(repo), Some(name)) = (tables.with_image(image_id, &call.viewer), file_name(file)) else {
         return Ok(None);
     };
     if app.serve && repo.web.is_some() {
@@ -175,6 +175,7 @@ pub(crate) async fn send_image(
         // An image's id names it, but is not a digest of these files.
         cache: Cache::Revalidate,
         negotiated: false,
+        protected: repo.protected,
     };
     send::file(app, call, answer).await.map(Some)
 }

@@ -119,7 +119,11 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Ans
     if let Some(response) = redirected_unseen(app, call, tables, path) {
         return Ok(Ok(response));
     }
-    let repo = |name: &str| tables.v2(name).ok_or_else(|| ApiError::name_unknown(name));
+    let repo = |name: &str| {
+        tables
+            .v2(name, &call.viewer)
+            .ok_or_else(|| ApiError::name_unknown(name))
+    };
     match Target::of(path) {
         Target::Ping => Ok(Ok(http_api::json(StatusCode::OK, &json!({})))),
         Target::Catalog => Ok(catalog(call, tables)),
@@ -147,7 +151,7 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Ans
 /// `tags`, `manifests` or `blobs` goes to its url, except what would lead out of it.
 fn redirected_unseen(app: &App, call: &Call, tables: &Tables, path: &str) -> Option<Response> {
     let (name, rest) = original_split(path)?;
-    let repo = tables.v2(name)?;
+    let repo = tables.v2(name, &call.viewer)?;
     let V2Content::Legacy { variants, dir, .. } = &repo.content else {
         return None;
     };
@@ -224,7 +228,7 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
         return Ok(Err(ApiError::manifest_unknown(name, reference)));
     };
     if app.serve {
-        send::file(app, call, manifest_answer(&holdings, held, by_tag))
+        send::file(app, call, manifest_answer(repo, &holdings, held, by_tag))
             .await
             .map(Ok)
     } else {
@@ -234,7 +238,12 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
 }
 
 /// How a manifest is sent.
-pub(crate) fn manifest_answer<'a>(holdings: &Holdings, held: &'a Held, by_tag: bool) -> FileAnswer<'a> {
+pub(crate) fn manifest_answer<'a>(
+    repo: &V2Repo,
+    holdings: &Holdings,
+    held: &'a Held,
+    by_tag: bool,
+) -> FileAnswer<'a> {
     let manifest = &held.manifest;
     FileAnswer {
         path: holdings.manifest_file(held),
@@ -248,6 +257,7 @@ pub(crate) fn manifest_answer<'a>(holdings: &Holdings, held: &'a Held, by_tag: b
             Cache::Immutable
         },
         negotiated: by_tag,
+        protected: repo.protected,
     }
 }
 
@@ -273,11 +283,11 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
             &format!("blobs/{digest}"),
             Some(&digest),
         ))),
-        (Some((size, path)), _) => send::file(app, call, blob_answer(&digest, size, path))
+        (Some((size, path)), _) => send::file(app, call, blob_answer(repo, &digest, size, path))
             .await
             .map(Ok),
         (None, Some(held)) => {
-            let mut answer = manifest_answer(&holdings, held, false);
+            let mut answer = manifest_answer(repo, &holdings, held, false);
             answer.content_type = "application/octet-stream";
             send::file(app, call, answer).await.map(Ok)
         }
@@ -285,7 +295,12 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
 }
 
 /// How a blob is sent.
-pub(crate) fn blob_answer(digest: &Digest, size: u64, path: std::path::PathBuf) -> FileAnswer<'_> {
+pub(crate) fn blob_answer<'a>(
+    repo: &V2Repo,
+    digest: &'a Digest,
+    size: u64,
+    path: std::path::PathBuf,
+) -> FileAnswer<'a> {
     FileAnswer {
         path,
         size: Some(size),
@@ -294,6 +309,7 @@ pub(crate) fn blob_answer(digest: &Digest, size: u64, path: std::path::PathBuf) 
         digest: Some(digest),
         cache: Cache::Immutable,
         negotiated: false,
+        protected: repo.protected,
     }
 }
 
@@ -336,7 +352,7 @@ fn catalog(call: &Call, tables: &Tables) -> Answer {
     let open = tables
         .v2
         .iter()
-        .filter(|(_, repo)| !repo.protected)
+        .filter(|(_, repo)| repo.shown_to(&call.viewer))
         .map(|(name, _)| name.as_str());
     let (repositories, more) = page.cut(open, |name| name);
     let last = repositories.last().copied().filter(|_| more);

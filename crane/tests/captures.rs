@@ -782,7 +782,7 @@ async fn a_web_server_in_front_is_named_the_file_to_send() {
     ] {
         let config = CraneConfig {
             sendfile: Some(sendfile),
-            max_age: Some(std::time::Duration::from_secs(60)),
+            max_age: Some(std::time::Duration::from_mins(1)),
             ..site.config(Mode::SERVE)
         };
         let client = Client(Crane::open(config).router());

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
 
 use super::Holdings;
+use crate::clients::Viewer;
 
 /// A repository with v1 content.
 #[derive(Debug)]
@@ -127,28 +128,43 @@ impl Tables {
         }
     }
 
-    /// A v1 repository that may be seen. Protected ones are as if absent.
-    pub(crate) fn v1(&self, registry_id: &str) -> Option<&Arc<V1Repo>> {
-        self.v1.get(registry_id).filter(|r| !r.protected)
+    /// A v1 repository that the client may see. Others are as if absent.
+    pub(crate) fn v1(&self, registry_id: &str, viewer: &Viewer) -> Option<&Arc<V1Repo>> {
+        self.v1.get(registry_id).filter(|r| r.shown_to(viewer))
     }
 
-    /// A v2 repository that may be seen.
-    pub(crate) fn v2(&self, registry_id: &str) -> Option<&Arc<V2Repo>> {
-        self.v2.get(registry_id).filter(|r| !r.protected)
+    /// A v2 repository that the client may see.
+    pub(crate) fn v2(&self, registry_id: &str, viewer: &Viewer) -> Option<&Arc<V2Repo>> {
+        self.v2.get(registry_id).filter(|r| r.shown_to(viewer))
     }
 
-    /// A v1 repository that may be seen, by Pulp's id.
-    pub(crate) fn v1_repository(&self, id: &str) -> Option<&Arc<V1Repo>> {
-        self.v1_by_repository.get(id).filter(|r| !r.protected)
+    /// A v1 repository that the client may see, by Pulp's id.
+    pub(crate) fn v1_repository(&self, id: &str, viewer: &Viewer) -> Option<&Arc<V1Repo>> {
+        self.v1_by_repository.get(id).filter(|r| r.shown_to(viewer))
     }
 
-    /// A v2 repository that may be seen, by Pulp's id.
-    pub(crate) fn v2_repository(&self, id: &str) -> Option<&Arc<V2Repo>> {
-        self.v2_by_repository.get(id).filter(|r| !r.protected)
+    /// A v2 repository that the client may see, by Pulp's id.
+    pub(crate) fn v2_repository(&self, id: &str, viewer: &Viewer) -> Option<&Arc<V2Repo>> {
+        self.v2_by_repository.get(id).filter(|r| r.shown_to(viewer))
     }
 
-    /// The first repository, by name, that holds the image and may be seen.
-    pub(crate) fn with_image(&self, image_id: &str) -> Option<&Arc<V1Repo>> {
-        self.images.get(image_id)?.iter().find(|r| !r.protected)
+    /// The first repository, by name, that holds the image and may be seen; open ones first, so that a certificate
+    /// is looked at only if it matters.
+    pub(crate) fn with_image(&self, image_id: &str, viewer: &Viewer) -> Option<&Arc<V1Repo>> {
+        let holding = self.images.get(image_id)?;
+        let open = holding.iter().find(|r| !r.protected);
+        open.or_else(|| holding.iter().find(|r| r.shown_to(viewer)))
+    }
+}
+
+impl V1Repo {
+    pub(crate) fn shown_to(&self, viewer: &Viewer) -> bool {
+        viewer.may_see(self.protected, &self.url)
+    }
+}
+
+impl V2Repo {
+    pub(crate) fn shown_to(&self, viewer: &Viewer) -> bool {
+        viewer.may_see(self.protected, &self.url)
     }
 }
