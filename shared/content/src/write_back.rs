@@ -20,7 +20,10 @@ pub(crate) struct WriteBack {
 impl WriteBack {
     /// To be called as the file grows to `size` bytes; returns at once.
     pub(crate) fn grown(&mut self, file: &File, size: u64) -> io::Result<()> {
-        let under_way = self.running.as_ref().is_some_and(|running| !running.is_finished());
+        let under_way = self
+            .running
+            .as_ref()
+            .is_some_and(|running| !running.is_finished());
         if under_way || size.saturating_sub(self.from) < STEP {
             return Ok(());
         }
