@@ -22,7 +22,9 @@ use crate::{
     Cdn, CraneConfig, Mode, Sendfile, admin,
     clients::{Gate, Peer, Viewer},
     data::Tables,
-    files, v1, v2,
+    files,
+    small::Small,
+    v1, v2,
 };
 
 /// Reads from disk in progress at most; more would only queue in the disk.
@@ -40,6 +42,7 @@ pub(crate) struct App {
     /// For what may change; none means to ask each time.
     pub(crate) max_age: Option<Duration>,
     pub(crate) reads: Arc<Semaphore>,
+    pub(crate) small: Small,
     /// None: nobody gets protected repositories.
     pub(crate) gate: Option<Arc<Gate>>,
     tables: watch::Sender<Arc<Tables>>,
@@ -56,6 +59,7 @@ impl App {
             cdn: config.cdn.clone(),
             max_age: config.max_age,
             reads: Arc::new(Semaphore::new(DISK_READS)),
+            small: Small::default(),
             gate: config.entitlements.as_ref().map(|e| Arc::new(Gate::open(e))),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),

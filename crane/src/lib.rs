@@ -17,6 +17,7 @@ mod negotiate;
 mod reloaded;
 mod search;
 mod send;
+mod small;
 mod tls;
 mod v1;
 mod v2;

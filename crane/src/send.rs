@@ -69,13 +69,8 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
     if let Some(sendfile) = &app.sendfile {
         return named(app, sendfile, &answer, &etag).await;
     }
-    // HEAD of what the tables know all of doesn't touch the disk.
-    let (file, size) = if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
-        (None, size)
-    } else {
-        let (file, size) = open(app, &answer.path, answer.size).await?;
-        (Some(file), size)
-    };
+    let content = content(app, call, &answer).await?;
+    let size = content.size();
     let wanted = match (call.header(header::RANGE), call.header(header::IF_RANGE)) {
         // Ranges are defined for GET alone (RFC 9110, 14.2).
         (Some(range), held) if call.method == Method::GET && held.is_none_or(|held| held == etag) => {
@@ -103,13 +98,57 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
     };
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
     *response.status_mut() = status;
-    if let (Some(file), &Method::GET) = (file, &call.method) {
-        *response.body_mut() = body(file, range, Arc::clone(&app.reads)).await.map_err(|error| {
-            tracing::error!(file = %answer.path.display(), %error, "can't read a published file");
-            FileGone
-        })?;
+    if call.method == Method::GET {
+        *response.body_mut() = match content {
+            Content::Known(_) => Body::empty(),
+            Content::Whole(bytes) => Body::from(bytes.slice(range.start as usize..range.end as usize)),
+            Content::Open(file, _) => body(file, range, Arc::clone(&app.reads)),
+        };
     }
     Ok(response)
+}
+
+/// What there is to send from.
+enum Content {
+    /// The size alone, for HEAD of what the tables know all of: it doesn't touch the disk.
+    Known(u64),
+    /// All of it; a small file is read with one trip to the disk's threads, or none.
+    Whole(Bytes),
+    /// A file and its size.
+    Open(Arc<File>, u64),
+}
+
+impl Content {
+    fn size(&self) -> u64 {
+        match self {
+            Self::Known(size) | Self::Open(_, size) => *size,
+            Self::Whole(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
+async fn content(app: &App, call: &Call, answer: &FileAnswer<'_>) -> Result<Content, FileGone> {
+    if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
+        return Ok(Content::Known(size));
+    }
+    if let Some(bytes) = answer.digest.and_then(|digest| app.small.get(digest)) {
+        return Ok(Content::Whole(bytes));
+    }
+    let (path, expected) = (answer.path.clone(), answer.size);
+    let read = on_disk(&app.reads, move || {
+        let (file, size) = open_now(&path, expected)?;
+        if size > PIECE {
+            return Ok(Content::Open(Arc::new(file), size));
+        }
+        let mut bytes = vec![0; size as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(Content::Whole(Bytes::from(bytes)))
+    });
+    let content = read.await.map_err(|error| gone(&answer.path, &error))?;
+    if let (Content::Whole(bytes), Some(digest)) = (&content, answer.digest) {
+        app.small.put(digest, bytes);
+    }
+    Ok(content)
 }
 
 /// The file's name for the web server in front, which sends it: the whole or the range that the client wants.
@@ -225,40 +264,42 @@ fn byte_range(header: &str, size: u64) -> Wanted {
     }
 }
 
-/// Opens a file and takes its size, which must be the one the tables have.
-async fn open(app: &App, path: &Path, expected: Option<u64>) -> Result<(Arc<File>, u64), FileGone> {
+/// Looks whether a file is there and has the size that the tables have.
+async fn open(app: &App, path: &Path, expected: Option<u64>) -> Result<(), FileGone> {
     let of = path.to_owned();
-    let open = move || {
-        let file = File::open(of)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::other("not a file"));
-        }
-        match expected {
-            Some(expected) if expected != meta.len() => Err(io::Error::other(format!(
-                "{} bytes, {expected} expected",
-                meta.len()
-            ))),
-            _ => Ok((Arc::new(file), meta.len())),
-        }
-    };
-    on_disk(&app.reads, open).await.map_err(|error| {
-        // A publication that was replaced is gone rightly; if the newest is, giving up says so.
-        if error.kind() == io::ErrorKind::NotFound {
-            tracing::debug!(file = %path.display(), "a published file is gone");
-        } else {
-            tracing::error!(file = %path.display(), %error, "can't open a published file");
-        }
-        FileGone
-    })
+    let opened = on_disk(&app.reads, move || open_now(&of, expected).map(|_| ()));
+    opened.await.map_err(|error| gone(path, &error))
+}
+
+/// Opens a file and takes its size, which must be the one the tables have.
+fn open_now(path: &Path, expected: Option<u64>) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("not a file"));
+    }
+    match expected {
+        Some(expected) if expected != meta.len() => Err(io::Error::other(format!(
+            "{} bytes, {expected} expected",
+            meta.len()
+        ))),
+        _ => Ok((file, meta.len())),
+    }
+}
+
+fn gone(path: &Path, error: &io::Error) -> FileGone {
+    // A publication that was replaced is gone rightly; if the newest is, giving up says so.
+    if error.kind() == io::ErrorKind::NotFound {
+        tracing::debug!(file = %path.display(), "a published file is gone");
+    } else {
+        tracing::error!(file = %path.display(), %error, "can't read a published file");
+    }
+    FileGone
 }
 
 /// The bytes of a range, read piece by piece as the client takes them, one piece ahead. No thread waits for a slow
 /// client. A failure in the middle breaks the connection, so that the client knows.
-async fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> io::Result<Body> {
-    if range.end - range.start <= PIECE {
-        return Ok(Body::from(read_piece(file, range, &reads).await?));
-    }
+fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> Body {
     let starts = (range.start..range.end).step_by(PIECE as usize);
     let pieces = stream::iter(starts)
         .map(move |start| {
@@ -267,7 +308,7 @@ async fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> io::
             async move { read_piece(file, piece, &reads).await }
         })
         .buffered(2);
-    Ok(Body::from_stream(pieces))
+    Body::from_stream(pieces)
 }
 
 async fn read_piece(file: Arc<File>, range: Range<u64>, reads: &Arc<Semaphore>) -> io::Result<Bytes> {
