@@ -8,4 +8,6 @@ mod faults;
 mod main_job;
 mod roles;
 mod settled;
+mod sync;
 mod tutorial;
+mod upstream;

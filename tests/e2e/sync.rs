@@ -1,0 +1,507 @@
+//! Syncs: from a registry of others and from our own Crane, byte for byte; what changes nothing costs next to nothing;
+//! whatever goes wrong leaves the repository as it was, and what came whole is not fetched again.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use pulp_model::Digest;
+use pulp_testkit::{Registry, skopeo};
+use pulp_tests::{Server, Standalone, files_below, spawned, wait_for};
+use serde_json::{Value, json};
+
+use crate::upstream::Upstream;
+
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// Makes a repository that syncs `upstream_name` from `feed`.
+fn create(server: &impl Server, repo: &str, feed: &str, upstream_name: &str, more: &Value) -> Result<()> {
+    server.create_repository(repo, &format!("mirror/{repo}"))?;
+    let mut config = json!({"feed": feed, "upstream_name": upstream_name});
+    config
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    let path = format!("/repositories/{repo}/importers/docker_importer/");
+    let (status, report) = server.call("PUT", &path, Some(&json!({ "importer_config": config })))?;
+    ensure!(status == 202, "importer: {status} {report}");
+    server.wait_until_finished(&spawned(&report)?)?;
+    Ok(())
+}
+
+fn begin(server: &impl Server, repo: &str, overrides: &Value) -> Result<String> {
+    let path = format!("/repositories/{repo}/actions/sync/");
+    let (status, report) = server.call("POST", &path, Some(&json!({ "override_config": overrides })))?;
+    ensure!(status == 202, "sync: {status} {report}");
+    spawned(&report)
+}
+
+/// Syncs and gives the task's result.
+fn sync(server: &impl Server, repo: &str) -> Result<Value> {
+    let task = server.wait_until_finished(&begin(server, repo, &json!({}))?)?;
+    Ok(task["result"].clone())
+}
+
+/// Each tag's digest, as a client that checks every byte sees it.
+fn digests(registry: &str, name: &str, tags: &[&str]) -> Result<BTreeMap<String, Digest>> {
+    tags.iter()
+        .map(|tag| {
+            let image = format!("docker://{registry}/{name}:{tag}");
+            let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &image])?;
+            Ok(((*tag).to_owned(), Digest::sha256(raw)))
+        })
+        .collect()
+}
+
+fn tags_of(server: &impl Server, repo: &str) -> Result<Vec<String>> {
+    let path = format!("/repositories/{repo}/search/units/");
+    let (_, units) = server.call(
+        "POST",
+        &path,
+        Some(&json!({"criteria": {"type_ids": ["docker_tag"]}})),
+    )?;
+    let units = units.as_array().context("no list")?;
+    let mut names: Vec<String> = units
+        .iter()
+        .map(|u| u["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+fn version_of(server: &impl Server, repo: &str) -> Result<Value> {
+    let (_, found) = server.call("GET", &format!("/repositories/{repo}/"), None)?;
+    Ok(json!([
+        found["content_unit_counts"],
+        found["last_unit_added"],
+        found["last_unit_removed"]
+    ]))
+}
+
+/// Pushes to a registry by the distribution API.
+struct Pusher<'a> {
+    base: String,
+    name: &'a str,
+    runtime: tokio::runtime::Runtime,
+    http: reqwest::Client,
+}
+
+impl<'a> Pusher<'a> {
+    fn new(base: String, name: &'a str) -> Result<Self> {
+        Ok(Self {
+            base,
+            name,
+            runtime: tokio::runtime::Runtime::new()?,
+            http: reqwest::Client::new(),
+        })
+    }
+
+    fn blob(&self, bytes: &[u8]) -> Result<Value> {
+        let digest = Digest::sha256(bytes);
+        self.runtime.block_on(async {
+            let begun = self
+                .http
+                .post(format!("{}/v2/{}/blobs/uploads/", self.base, self.name))
+                .send()
+                .await?;
+            let location = begun
+                .headers()
+                .get("location")
+                .context("no location")?
+                .to_str()?
+                .to_owned();
+            let separator = if location.contains('?') { '&' } else { '?' };
+            let url = format!("{location}{separator}digest={digest}");
+            let put = self.http.put(url).body(bytes.to_vec()).send().await?;
+            ensure!(put.status() == 201, "blob: {}", put.text().await?);
+            Ok(())
+        })?;
+        Ok(json!({"digest": digest, "size": bytes.len()}))
+    }
+
+    fn manifest(&self, reference: &str, media_type: &str, manifest: &Value) -> Result<Value> {
+        // With blanks, so that nobody gets away with writing it anew.
+        let bytes = serde_json::to_string_pretty(manifest)?;
+        let digest = Digest::sha256(&bytes);
+        let reference = if reference.is_empty() {
+            digest.to_string()
+        } else {
+            reference.to_owned()
+        };
+        let size = bytes.len();
+        self.runtime.block_on(async {
+            let url = format!("{}/v2/{}/manifests/{reference}", self.base, self.name);
+            let put = self
+                .http
+                .put(url)
+                .header("content-type", media_type)
+                .body(bytes)
+                .send()
+                .await?;
+            ensure!(put.status() == 201, "manifest: {}", put.text().await?);
+            Ok(())
+        })?;
+        Ok(json!({"mediaType": media_type, "digest": digest, "size": size}))
+    }
+
+    /// An image of these layers under a tag; an empty one means by its digest alone.
+    fn image(&self, tag: &str, media_type: &str, layers: &[Vec<u8>]) -> Result<Value> {
+        let (config_type, layer_type) = if media_type == DOCKER_MANIFEST {
+            (
+                "application/vnd.docker.container.image.v1+json",
+                "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            )
+        } else {
+            (
+                "application/vnd.oci.image.config.v1+json",
+                "application/vnd.oci.image.layer.v1.tar+gzip",
+            )
+        };
+        let typed = |blob: Value, media_type: &str| json!({"mediaType": media_type, "digest": blob["digest"], "size": blob["size"]});
+        let config = json!({"architecture": "amd64", "os": "linux", "config": {"Labels": {"tag": tag}}});
+        let config = typed(self.blob(config.to_string().as_bytes())?, config_type);
+        let layers: Vec<Value> = layers
+            .iter()
+            .map(|l| Ok(typed(self.blob(l)?, layer_type)))
+            .collect::<Result<_>>()?;
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
+        self.manifest(tag, media_type, &manifest)
+    }
+}
+
+fn noise(seed: usize, length: usize) -> Vec<u8> {
+    let mut state = seed as u64 + 1;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        })
+        .collect()
+}
+
+/// Six tags: images of both kinds that share layers, an index of two platforms, an index of that index, an artifact.
+fn fill(registry: &Registry) -> Result<Vec<&'static str>> {
+    let to = Pusher::new(registry.url(), "up/stream")?;
+    let shared = noise(0, 50_000);
+    to.image("1.0", DOCKER_MANIFEST, &[shared.clone(), noise(1, 20_000)])?;
+    to.image("1.1", DOCKER_MANIFEST, &[shared.clone(), noise(2, 20_000)])?;
+    to.image("oci", OCI_MANIFEST, &[shared.clone(), noise(3, 300_000)])?;
+    let mut amd64 = to.image("", OCI_MANIFEST, &[shared.clone(), noise(4, 10)])?;
+    let mut arm64 = to.image("", OCI_MANIFEST, &[shared, noise(5, 10)])?;
+    amd64["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    arm64["platform"] = json!({"os": "linux", "architecture": "arm64", "variant": "v8"});
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [amd64, arm64]});
+    let mut nested = to.manifest("multi", OCI_INDEX, &index)?;
+    nested["annotations"] = json!({"of": "all"});
+    let outer = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [nested]});
+    to.manifest("nested", OCI_INDEX, &outer)?;
+    let payload = to.blob(b"an artifact")?;
+    let empty = to.blob(b"{}")?;
+    let artifact = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.example.config", "digest": empty["digest"], "size": 2},
+        "layers": [{"mediaType": "text/plain", "digest": payload["digest"], "size": payload["size"]}]});
+    to.manifest("artifact", OCI_MANIFEST, &artifact)?;
+    Ok(vec!["1.0", "1.1", "artifact", "multi", "nested", "oci"])
+}
+
+#[test]
+fn a_mirror_is_the_upstream_byte_for_byte_and_an_unchanged_one_costs_a_request_a_tag() -> Result<()> {
+    let registry = Registry::start()?;
+    let tags = fill(&registry)?;
+    let server = Standalone::start()?;
+    let feed = registry.url();
+    server.admin(&[
+        "docker",
+        "repo",
+        "create",
+        "--repo-id=m",
+        "--repo-registry-id=mirror/m",
+        "--upstream-name=up/stream",
+        &format!("--feed={feed}"),
+    ])?;
+
+    let plan = server.admin(&["docker", "repo", "sync", "run", "--repo-id=m", "--dry-run"])?;
+    assert!(
+        plan.contains("+ nested") && plan.contains("Tags: 6 added, 0 moved"),
+        "{plan}"
+    );
+    assert!(tags_of(&server, "m")?.is_empty(), "a dry run changes nothing");
+
+    let told = server.admin(&["docker", "repo", "sync", "run", "--repo-id=m"])?;
+    for step in [
+        "Downloading manifests",
+        "Copying units already in pulp",
+        "Downloading remote files",
+        "Saving Manifests and Blobs",
+        "Saving Tags",
+        "Task Succeeded",
+        "Tags: 6 added, 0 moved, 0 removed, 0 unchanged.",
+    ] {
+        assert!(told.contains(step), "{step} is not in:\n{told}");
+    }
+    assert_eq!(tags_of(&server, "m")?, tags);
+
+    // Published by itself.
+    let crane = server.crane().to_string();
+    let upstream = digests(&registry.host(), "up/stream", &tags)?;
+    let published = wait_for("the publish after the sync", || {
+        Ok(digests(&crane, "mirror/m", &tags).ok())
+    })?;
+    assert_eq!(published, upstream);
+    let target = server.folder().join("pulled");
+    skopeo(&[
+        "copy",
+        "--all",
+        "--src-tls-verify=false",
+        &format!("docker://{crane}/mirror/m:multi"),
+        &format!("dir:{}", target.display()),
+    ])?;
+
+    let again = sync(&server, "m")?;
+    let requests = &again["report"]["requests"];
+    assert_eq!(requests["manifests"], 0);
+    assert_eq!(requests["blobs"], 0);
+    assert_eq!(requests["manifest_heads"], 6);
+    assert_eq!(requests["total"], 7, "one for the list");
+    assert_eq!(
+        (&again["added_count"], &again["removed_count"]),
+        (&json!(0), &json!(0))
+    );
+
+    // Our own Crane is an upstream like any other.
+    create(
+        &server,
+        "copy",
+        &format!("http://{crane}"),
+        "mirror/m",
+        &json!({}),
+    )?;
+    let copied = sync(&server, "copy")?;
+    assert_eq!(
+        copied["report"]["requests"]["blobs"], 0,
+        "all blobs lie here already"
+    );
+    server.wait_until_finished(&server.publish("copy")?)?;
+    assert_eq!(digests(&crane, "mirror/copy", &tags)?, upstream);
+
+    let (_, history) = server.call("GET", "/repositories/m/history/sync/", None)?;
+    assert_eq!(history.as_array().unwrap().len(), 2, "a dry run is no sync");
+    assert_eq!(history[0]["result"], "success");
+    let (_, importer) = server.call("GET", "/repositories/m/importers/docker_importer/", None)?;
+    assert!(importer["last_sync"].is_string(), "{importer}");
+    server.wait_until_clean()
+}
+
+#[test]
+fn a_mirror_follows_what_moves_and_what_goes() -> Result<()> {
+    let registry = Registry::start()?;
+    fill(&registry)?;
+    let server = Standalone::start()?;
+    let filter = json!({"tags": ["1.*", "oci", "nowhere"], "remove_missing": true});
+    create(&server, "m", &registry.url(), "up/stream", &filter)?;
+    let first = sync(&server, "m")?;
+    assert_eq!(tags_of(&server, "m")?, ["1.0", "1.1", "oci"]);
+    let counts = |_: ()| -> Result<Value> {
+        Ok(server.call("GET", "/repositories/m/", None)?.1["content_unit_counts"].clone())
+    };
+    assert_eq!(counts(())?["docker_manifest"], 3, "{first}");
+    assert_eq!(counts(())?["docker_blob"], 7);
+
+    // One tag becomes an index, another leaves the filter; what only they needed goes.
+    let to = Pusher::new(registry.url(), "up/stream")?;
+    let member = to.image("", OCI_MANIFEST, &[noise(0, 50_000), noise(9, 10)])?;
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [member]});
+    to.manifest("1.0", OCI_INDEX, &index)?;
+    let path = "/repositories/m/importers/docker_importer/";
+    let change = json!({"importer_config": {"tags": ["1.0", "1.1"]}});
+    let (_, report) = server.call("PUT", path, Some(&change))?;
+    server.wait_until_finished(&spawned(&report)?)?;
+    let second = sync(&server, "m")?;
+    assert_eq!(tags_of(&server, "m")?, ["1.0", "1.1"]);
+    let plan = &second["report"]["plan"];
+    assert_eq!(
+        (&plan["tags_moved"], &plan["tags_removed"]),
+        (&json!(["1.0"]), &json!(["oci"]))
+    );
+    let requests = &second["report"]["requests"];
+    assert_eq!(requests["tags"], 0, "plain tags need no list");
+    assert_eq!(
+        (&requests["manifest_heads"], &requests["manifests"]),
+        (&json!(2), &json!(2))
+    );
+    assert_eq!(requests["blobs"], 2, "the shared layer is here");
+    let now = counts(())?;
+    assert_eq!(
+        (
+            &now["docker_manifest"],
+            &now["docker_manifest_list"],
+            &now["docker_blob"]
+        ),
+        (&json!(2), &json!(1), &json!(5))
+    );
+    server.wait_until_finished(&server.publish("m")?)?;
+    let crane = server.crane().to_string();
+    assert_eq!(
+        digests(&crane, "mirror/m", &["1.0", "1.1"])?,
+        digests(&registry.host(), "up/stream", &["1.0", "1.1"])?
+    );
+    Ok(())
+}
+
+#[test]
+fn a_sync_killed_in_its_midst_goes_on_and_fetches_nothing_twice() -> Result<()> {
+    let upstream = Upstream::start()?;
+    for n in 0..8 {
+        upstream.image(&format!("t{n}"), &[noise(0, 9_000), noise(n + 1, 60_000 - n)])?;
+    }
+    // The smallest layers come last; this one never ends.
+    let stuck = Digest::sha256(noise(8, 60_000 - 7));
+    upstream.stall(&stuck, Some(30_000));
+    let mut server = Standalone::start()?;
+    create(
+        &server,
+        "m",
+        &upstream.url(),
+        "up/stream",
+        &json!({"max_downloads": 2}),
+    )?;
+    let task = begin(&server, "m", &json!({}))?;
+    // Eight manifests, their configs, seven layers and the one they share.
+    wait_for("the blob that hangs, with all others here", || {
+        let here = files_below(&server.data_dir().join("content/sha256")).len();
+        Ok((upstream.count(&format!("blobs/{stuck}")) > 0 && here == 24).then_some(()))
+    })?;
+    server.crash_and_start_again()?;
+    upstream.stall(&stuck, None);
+    let ended = server.wait_until_finished(&task)?;
+    assert_eq!(
+        ended["result"]["report"]["plan"]["tags_added"]
+            .as_array()
+            .unwrap()
+            .len(),
+        8
+    );
+    assert_eq!(
+        upstream.fetched_more_than_once(),
+        [stuck],
+        "of blobs and manifests"
+    );
+    assert_eq!(tags_of(&server, "m")?.len(), 8);
+    server.wait_until_clean()
+}
+
+#[test]
+fn a_sync_that_fails_changes_nothing_and_the_next_one_fetches_only_the_rest() -> Result<()> {
+    let upstream = Upstream::start()?;
+    upstream.image("good", &[noise(1, 40_000)])?;
+    upstream.image("bad", &[noise(1, 40_000), noise(2, 30_000)])?;
+    let server = Standalone::start()?;
+    create(
+        &server,
+        "m",
+        &upstream.url(),
+        "up/stream",
+        &json!({"tags": ["good"], "max_downloads": 1}),
+    )?;
+    sync(&server, "m")?;
+    let before = version_of(&server, "m")?;
+
+    let all = json!({"tags": null, "tags_exclude": []});
+    let path = "/repositories/m/importers/docker_importer/";
+    let (_, report) = server.call("PUT", path, Some(&json!({ "importer_config": all })))?;
+    server.wait_until_finished(&spawned(&report)?)?;
+    let layer = Digest::sha256(noise(2, 30_000));
+    upstream.corrupt(&layer, true);
+    let failed = server.wait_for_task(&begin(&server, "m", &json!({}))?)?;
+    assert_eq!(failed["state"], "error");
+    assert_eq!(failed["error"]["code"], "DKR1017", "{failed}");
+    let text = failed["error"]["description"].as_str().unwrap();
+    assert!(
+        text.contains(&upstream.url()) && text.contains(&layer.to_string()),
+        "{text}"
+    );
+    assert_eq!(version_of(&server, "m")?, before);
+    assert_eq!(tags_of(&server, "m")?, ["good"]);
+    assert_eq!(upstream.count(&format!("blobs/{layer}")), 2, "tried again once");
+    let (_, history) = server.call("GET", "/repositories/m/history/sync/", None)?;
+    assert_eq!(history[0]["result"], "error");
+    assert_eq!(history[0]["error_message"], text);
+
+    upstream.corrupt(&layer, false);
+    let asked = upstream.count("blobs/");
+    let result = sync(&server, "m")?;
+    assert_eq!(
+        upstream.count("blobs/"),
+        asked + 2,
+        "only the blob that was wrong and the config that was to come after it"
+    );
+    assert_eq!(
+        result["report"]["requests"]["manifests"], 0,
+        "its manifest was kept"
+    );
+    assert_eq!(tags_of(&server, "m")?, ["bad", "good"]);
+    server.wait_until_clean()
+}
+
+#[test]
+fn a_canceled_sync_ends_soon_and_changes_nothing() -> Result<()> {
+    let upstream = Upstream::start()?;
+    upstream.image("t", &[noise(1, 60_000)])?;
+    let layer = Digest::sha256(noise(1, 60_000));
+    upstream.stall(&layer, Some(1_000));
+    let server = Standalone::start()?;
+    create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
+    let task = begin(&server, "m", &json!({}))?;
+    wait_for("the blob that hangs", || {
+        Ok((upstream.count(&format!("blobs/{layer}")) > 0).then_some(()))
+    })?;
+    server.call("DELETE", &format!("/tasks/{task}/"), None)?;
+    let ended = server.wait_for_task(&task)?;
+    assert_eq!(ended["state"], "canceled");
+    assert!(tags_of(&server, "m")?.is_empty());
+    let (_, history) = server.call("GET", "/repositories/m/history/sync/", None)?;
+    assert_eq!(history[0]["result"], "canceled");
+    server.wait_until_clean()
+}
+
+#[test]
+fn what_an_upstream_can_do_wrong_has_a_code() -> Result<()> {
+    let upstream = Upstream::start()?;
+    upstream.image("t", &[noise(1, 100)])?;
+    let server = Standalone::start()?;
+    create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
+    let fails = |overrides: &Value, code: &str, says: &str| -> Result<()> {
+        let task = server.wait_for_task(&begin(&server, "m", overrides)?)?;
+        ensure!(
+            task["error"]["code"] == code,
+            "{overrides} gave {}",
+            task["error"]
+        );
+        let text = task["error"]["description"].as_str().unwrap_or_default();
+        ensure!(text.contains(says), "{says} is not in: {text}");
+        Ok(())
+    };
+    fails(&json!({"upstream_name": "no/such"}), "DKR1007", "no/such")?;
+    fails(
+        &json!({"upstream_name": "no/such", "tags": ["t"]}),
+        "DKR1007",
+        "no/such",
+    )?;
+    fails(
+        &json!({"feed": format!("{}/elsewhere", upstream.url())}),
+        "DKR1008",
+        "elsewhere",
+    )?;
+    fails(&json!({"enable_v2": false}), "PLP0017", "enable_v2")?;
+    upstream.answer("manifests/t", 401);
+    fails(&json!({}), "DKR1114", "basic_auth_username")?;
+    upstream.answer("manifests/t", 429);
+    fails(&json!({}), "DKR1115", "too many requests")?;
+    upstream.answer("manifests/t", 0);
+    upstream.manifest("odd", OCI_MANIFEST, b"{\"schemaVersion\": 7}")?;
+    fails(&json!({}), "DKR1116", "schema version 7")?;
+    assert!(tags_of(&server, "m")?.is_empty());
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! A registry within the test that misbehaves on demand and remembers what it was asked for.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    response::Response,
+};
+use futures::{StreamExt as _, stream};
+use pulp_model::Digest;
+use serde_json::json;
+
+/// Serves the repository `up/stream`.
+pub(crate) struct Upstream {
+    base: String,
+    shared: Arc<Shared>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+#[derive(Default)]
+struct Shared {
+    blobs: Mutex<HashMap<String, Bytes>>,
+    /// By tag and by digest: media type and bytes.
+    manifests: Mutex<BTreeMap<String, (String, Bytes)>>,
+    /// Methods and paths, in their order.
+    log: Mutex<Vec<(String, String)>>,
+    stalled: Mutex<HashMap<String, usize>>,
+    corrupt: Mutex<HashMap<String, bool>>,
+    answers: Mutex<HashMap<String, u16>>,
+}
+
+const PREFIX: &str = "/v2/up/stream/";
+
+impl Upstream {
+    pub(crate) fn start() -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let shared = Arc::new(Shared::default());
+        let app = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+        let base = format!("http://{}", listener.local_addr()?);
+        runtime.spawn(async move { axum::serve(listener, app).await });
+        Ok(Self {
+            base,
+            shared,
+            _runtime: runtime,
+        })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.base.clone()
+    }
+
+    /// An image of these layers under a tag.
+    pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) -> Result<()> {
+        let blob = |bytes: &[u8], media_type: &str| {
+            let digest = Digest::sha256(bytes);
+            let mut blobs = self.shared.blobs.lock().unwrap();
+            blobs.insert(digest.to_string(), Bytes::copy_from_slice(bytes));
+            json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
+        };
+        let config = json!({"architecture": "amd64", "os": "linux", "config": {"Labels": {"tag": tag}}});
+        let config = blob(
+            config.to_string().as_bytes(),
+            "application/vnd.oci.image.config.v1+json",
+        );
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|l| blob(l, "application/vnd.oci.image.layer.v1.tar+gzip"))
+            .collect();
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest =
+            json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
+        self.manifest(tag, media_type, manifest.to_string().as_bytes())
+    }
+
+    pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) -> Result<()> {
+        let bytes = Bytes::copy_from_slice(bytes);
+        let mut manifests = self.shared.manifests.lock().unwrap();
+        for reference in [tag.to_owned(), Digest::sha256(&bytes).to_string()] {
+            manifests.insert(reference, (media_type.to_owned(), bytes.clone()));
+        }
+        Ok(())
+    }
+
+    /// Sends so many bytes of a blob and then nothing; none sends all.
+    pub(crate) fn stall(&self, blob: &Digest, after: Option<usize>) {
+        let mut stalled = self.shared.stalled.lock().unwrap();
+        match after {
+            Some(bytes) => stalled.insert(blob.to_string(), bytes),
+            None => stalled.remove(&blob.to_string()),
+        };
+    }
+
+    /// Sends other bytes in place of a blob's, as many.
+    pub(crate) fn corrupt(&self, blob: &Digest, corrupt: bool) {
+        self.shared
+            .corrupt
+            .lock()
+            .unwrap()
+            .insert(blob.to_string(), corrupt);
+    }
+
+    /// Answers a path below the repository by a status; 0 answers as it should.
+    pub(crate) fn answer(&self, path: &str, status: u16) {
+        self.shared
+            .answers
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), status);
+    }
+
+    /// GETs of paths with this part.
+    pub(crate) fn count(&self, part: &str) -> usize {
+        let log = self.shared.log.lock().unwrap();
+        log.iter()
+            .filter(|(m, path)| m == "GET" && path.contains(part))
+            .count()
+    }
+
+    /// Blobs and manifests that were asked for by digest more than once.
+    pub(crate) fn fetched_more_than_once(&self) -> Vec<Digest> {
+        let mut times: BTreeMap<Digest, usize> = BTreeMap::new();
+        for (method, path) in self.shared.log.lock().unwrap().iter() {
+            if method == "GET"
+                && let Some(Ok(digest)) = path.rsplit('/').next().map(str::parse)
+            {
+                *times.entry(digest).or_default() += 1;
+            }
+        }
+        times
+            .into_iter()
+            .filter(|(_, n)| *n > 1)
+            .map(|(d, _)| d)
+            .collect()
+    }
+}
+
+fn status(status: u16) -> Response {
+    Response::builder().status(status).body(Body::empty()).unwrap()
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    shared
+        .log
+        .lock()
+        .unwrap()
+        .push((request.method().to_string(), path.clone()));
+    if path == "/v2/" {
+        return Response::new(Body::from("{}"));
+    }
+    let Some(path) = path.strip_prefix(PREFIX) else {
+        return status(404);
+    };
+    if let Some(code) = shared.answers.lock().unwrap().get(path).filter(|code| **code > 0) {
+        let mut response = status(*code);
+        if *code == 401 {
+            response
+                .headers_mut()
+                .insert("www-authenticate", "Basic realm=\"r\"".parse().unwrap());
+        }
+        if *code == 429 {
+            response
+                .headers_mut()
+                .insert("retry-after", "3600".parse().unwrap());
+        }
+        return response;
+    }
+    if path == "tags/list" {
+        let manifests = shared.manifests.lock().unwrap();
+        let tags: Vec<&String> = manifests.keys().filter(|k| !k.contains(':')).collect();
+        return Response::new(Body::from(json!({"name": "up/stream", "tags": tags}).to_string()));
+    }
+    if let Some(reference) = path.strip_prefix("manifests/") {
+        let manifests = shared.manifests.lock().unwrap();
+        let Some((media_type, bytes)) = manifests.get(reference) else {
+            return status(404);
+        };
+        return Response::builder()
+            .header("content-type", media_type)
+            .header("docker-content-digest", Digest::sha256(bytes).to_string())
+            .body(Body::from(bytes.clone()))
+            .unwrap();
+    }
+    match path.strip_prefix("blobs/") {
+        Some(digest) => blob(&shared, digest),
+        None => status(404),
+    }
+}
+
+fn blob(shared: &Arc<Shared>, digest: &str) -> Response {
+    let Some(bytes) = shared.blobs.lock().unwrap().get(digest).cloned() else {
+        return status(404);
+    };
+    let response = Response::builder().header("content-length", bytes.len());
+    if let Some(after) = shared.stalled.lock().unwrap().get(digest) {
+        let first = stream::iter([Ok::<_, std::io::Error>(bytes.slice(..*after))]);
+        return response
+            .body(Body::from_stream(first.chain(stream::pending())))
+            .unwrap();
+    }
+    let bytes = if shared.corrupt.lock().unwrap().get(digest) == Some(&true) {
+        Bytes::from(vec![0; bytes.len()])
+    } else {
+        bytes
+    };
+    response.body(Body::from(bytes)).unwrap()
+}
