@@ -1,0 +1,223 @@
+//! Debian's nginx in front, set up as docs/crane.md has it: it ends TLS, hands clients' certificates on, and sends
+//! the files that Crane names.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::{fs, path::Path, process::Stdio, time::Duration};
+
+use common::Site;
+use pulp_crane::{CraneConfig, Entitlements, Mode, Sendfile, run};
+use pulp_model::Digest;
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
+use reqwest::{Certificate, Client, Identity, Response};
+use tokio::{net::TcpListener, process::Command, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn configuration(dir: &str, port: u16, crane: std::net::SocketAddr) -> String {
+    format!(
+        r"daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
+events {{ worker_connections 256; }}
+http {{
+  access_log off; sendfile on;
+  client_body_temp_path {dir}/tmp; proxy_temp_path {dir}/tmp; fastcgi_temp_path {dir}/tmp;
+  uwsgi_temp_path {dir}/tmp; scgi_temp_path {dir}/tmp;
+  server {{
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {dir}/server.pem; ssl_certificate_key {dir}/server.key;
+    ssl_verify_client optional_no_ca;
+    location / {{
+      proxy_pass http://{crane};
+      proxy_http_version 1.1;
+      proxy_set_header Connection '';
+      proxy_set_header Host $http_host;
+      proxy_set_header SSL-Client-Cert $ssl_client_escaped_cert;
+    }}
+    location /crane-files/ {{
+      internal;
+      alias /;
+      etag off;
+      add_header ETag $upstream_http_etag;
+      add_header Vary $upstream_http_vary;
+      add_header Docker-Content-Digest $upstream_http_docker_content_digest;
+      add_header Docker-Distribution-API-Version $upstream_http_docker_distribution_api_version;
+    }}
+  }}
+}}
+"
+    )
+}
+
+fn header<'a>(reply: &'a Response, name: &str) -> &'a str {
+    reply.headers().get(name).map_or("", |v| v.to_str().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
+    let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"];
+    let Some(program) = program.iter().find(|p| Path::new(p).exists()) else {
+        println!("skipped: nginx is not installed");
+        return;
+    };
+    let site = Site::new();
+    let image = site.image("open", "open", "a");
+    site.publish(&image.contents);
+    let mut secret = site.image("secret", "secret", "b").contents;
+    secret.protected = true;
+    site.publish(&secret);
+
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let ca = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let sign = |params: &CertificateParams| {
+        let key = KeyPair::generate().unwrap();
+        (
+            params.signed_by(&key, &issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
+    };
+    let dir = site.dir.path();
+    let (certificate, key) = sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
+    for (name, text) in [
+        ("server.pem", &certificate),
+        ("server.key", &key),
+        ("ca.pem", &ca),
+    ] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+    fs::create_dir(dir.join("tmp")).unwrap();
+
+    let config = CraneConfig {
+        sendfile: Some(Sendfile::XAccelRedirect {
+            prefix: "/crane-files".into(),
+        }),
+        entitlements: Some(Entitlements {
+            ca: dir.join("ca.pem"),
+            crl: None,
+            trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
+        }),
+        ..site.config(Mode::SERVE)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let crane_address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let crane = tokio::spawn(run(config, listener, shutdown.clone()));
+    let port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut text = configuration(dir.to_str().unwrap(), port, crane_address);
+    if fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
+        // Its workers would else be somebody who may not read a test's directory.
+        text.insert_str(0, "user root; ");
+    }
+    fs::write(dir.join("nginx.conf"), text).unwrap();
+    let mut nginx = Command::new(program)
+        .arg("-e")
+        .arg(dir.join("nginx.log"))
+        .arg("-c")
+        .arg(dir.join("nginx.conf"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+
+    let client = |identity: Option<(String, String)>| {
+        let mut builder = Client::builder()
+            .tls_certs_only([Certificate::from_pem(ca.as_bytes()).unwrap()])
+            .timeout(LIMIT);
+        if let Some((certificate, key)) = identity {
+            let pem = format!("{certificate}{key}");
+            builder = builder.identity(Identity::from_pem(pem.as_bytes()).unwrap());
+        }
+        builder.build().unwrap()
+    };
+    let base = format!("https://localhost:{port}/v2");
+    let anybody = client(None);
+    let up = async {
+        while anybody.get(format!("{base}/")).send().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LIMIT, up).await.unwrap();
+
+    let digest = image.layer.to_string();
+    let url = format!("{base}/open/blobs/{digest}");
+    let reply = anybody.get(&url).send().await.unwrap();
+    assert_eq!(reply.status(), 200);
+    assert_eq!(header(&reply, "docker-content-digest"), digest);
+    assert_eq!(header(&reply, "etag"), format!("\"{digest}\""));
+    assert_eq!(header(&reply, "content-type"), "application/octet-stream");
+    assert_eq!(
+        header(&reply, "cache-control"),
+        "public, max-age=31536000, immutable"
+    );
+    assert_eq!(
+        header(&reply, "content-length"),
+        image.layer_bytes.len().to_string()
+    );
+    assert_eq!(header(&reply, "x-accel-redirect"), "");
+    assert_eq!(reply.bytes().await.unwrap(), image.layer_bytes);
+    let head = anybody.head(&url).send().await.unwrap();
+    assert_eq!(
+        header(&head, "content-length"),
+        image.layer_bytes.len().to_string()
+    );
+    let part = anybody
+        .get(&url)
+        .header("range", "bytes=5-9")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(part.status(), 206);
+    assert_eq!(part.bytes().await.unwrap(), image.layer_bytes[5..10]);
+    let held = anybody.get(&url).header("if-none-match", format!("\"{digest}\""));
+    assert_eq!(held.send().await.unwrap().status(), 304);
+    let manifest = anybody
+        .get(format!("{base}/open/manifests/latest"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(header(&manifest, "content-type"), common::S2);
+    assert_eq!(
+        header(&manifest, "docker-distribution-api-version"),
+        "registry/2.0"
+    );
+    let named: Digest = header(&manifest, "docker-content-digest").parse().unwrap();
+    assert!(named.matches(&manifest.bytes().await.unwrap()));
+    // The files have no url of their own.
+    let direct = anybody.get(format!("https://localhost:{port}/crane-files/etc/hostname"));
+    assert_eq!(direct.send().await.unwrap().status(), 404);
+
+    let mut entitled = CertificateParams::default();
+    for (below, text) in [(&[4, 1][..], "order"), (&[2, 1, 1, 6], "/pulp/docker/v2/secret")] {
+        let oid: Vec<u64> = [1, 3, 6, 1, 4, 1, 2312, 9].iter().chain(below).copied().collect();
+        let der = [&[0x0c, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        let extension = CustomExtension::from_oid_content(&oid, der);
+        entitled.custom_extensions.push(extension);
+    }
+    for (who, identity, status) in [
+        ("the entitled", Some(sign(&entitled)), 200),
+        ("others", Some(sign(&CertificateParams::default())), 404),
+        ("nobody", None, 404),
+    ] {
+        let request = client(identity).get(format!("{base}/secret/manifests/latest"));
+        // What a client sends itself the proxy replaces.
+        let reply = request
+            .header("ssl-client-cert", "of-my-own")
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(reply.status(), status, "{who}");
+    }
+    nginx.kill().await.unwrap();
+    shutdown.cancel();
+    timeout(LIMIT, crane).await.unwrap().unwrap().unwrap();
+}
