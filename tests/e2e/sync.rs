@@ -303,11 +303,11 @@ fn a_mirror_follows_what_moves_and_what_goes() -> Result<()> {
     create(&server, "m", &registry.url(), "up/stream", &filter)?;
     let first = sync(&server, "m")?;
     assert_eq!(tags_of(&server, "m")?, ["1.0", "1.1", "oci"]);
-    let counts = |_: ()| -> Result<Value> {
+    let counts = || -> Result<Value> {
         Ok(server.call("GET", "/repositories/m/", None)?.1["content_unit_counts"].clone())
     };
-    assert_eq!(counts(())?["docker_manifest"], 3, "{first}");
-    assert_eq!(counts(())?["docker_blob"], 7);
+    assert_eq!(counts()?["docker_manifest"], 3, "{first}");
+    assert_eq!(counts()?["docker_blob"], 7);
 
     // One tag becomes an index, another leaves the filter; what only they needed goes.
     let to = Pusher::new(registry.url(), "up/stream")?;
@@ -332,7 +332,7 @@ fn a_mirror_follows_what_moves_and_what_goes() -> Result<()> {
         (&json!(2), &json!(2))
     );
     assert_eq!(requests["blobs"], 2, "the shared layer is here");
-    let now = counts(())?;
+    let now = counts()?;
     assert_eq!(
         (
             &now["docker_manifest"],
@@ -354,7 +354,7 @@ fn a_mirror_follows_what_moves_and_what_goes() -> Result<()> {
 fn a_sync_killed_in_its_midst_goes_on_and_fetches_nothing_twice() -> Result<()> {
     let upstream = Upstream::start()?;
     for n in 0..8 {
-        upstream.image(&format!("t{n}"), &[noise(0, 9_000), noise(n + 1, 60_000 - n)])?;
+        upstream.image(&format!("t{n}"), &[noise(0, 9_000), noise(n + 1, 60_000 - n)]);
     }
     // The smallest layers come last; this one never ends.
     let stuck = Digest::sha256(noise(8, 60_000 - 7));
@@ -395,8 +395,8 @@ fn a_sync_killed_in_its_midst_goes_on_and_fetches_nothing_twice() -> Result<()> 
 #[test]
 fn a_sync_that_fails_changes_nothing_and_the_next_one_fetches_only_the_rest() -> Result<()> {
     let upstream = Upstream::start()?;
-    upstream.image("good", &[noise(1, 40_000)])?;
-    upstream.image("bad", &[noise(1, 40_000), noise(2, 30_000)])?;
+    upstream.image("good", &[noise(1, 40_000)]);
+    upstream.image("bad", &[noise(1, 40_000), noise(2, 30_000)]);
     let server = Standalone::start()?;
     create(
         &server,
@@ -448,7 +448,7 @@ fn a_sync_that_fails_changes_nothing_and_the_next_one_fetches_only_the_rest() ->
 #[test]
 fn a_canceled_sync_ends_soon_and_changes_nothing() -> Result<()> {
     let upstream = Upstream::start()?;
-    upstream.image("t", &[noise(1, 60_000)])?;
+    upstream.image("t", &[noise(1, 60_000)]);
     let layer = Digest::sha256(noise(1, 60_000));
     upstream.stall(&layer, Some(1_000));
     let server = Standalone::start()?;
@@ -469,7 +469,7 @@ fn a_canceled_sync_ends_soon_and_changes_nothing() -> Result<()> {
 #[test]
 fn what_an_upstream_can_do_wrong_has_a_code() -> Result<()> {
     let upstream = Upstream::start()?;
-    upstream.image("t", &[noise(1, 100)])?;
+    upstream.image("t", &[noise(1, 100)]);
     let server = Standalone::start()?;
     create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
     let fails = |overrides: &Value, code: &str, says: &str| -> Result<()> {
@@ -500,8 +500,55 @@ fn what_an_upstream_can_do_wrong_has_a_code() -> Result<()> {
     upstream.answer("manifests/t", 429);
     fails(&json!({}), "DKR1115", "too many requests")?;
     upstream.answer("manifests/t", 0);
-    upstream.manifest("odd", OCI_MANIFEST, b"{\"schemaVersion\": 7}")?;
+    upstream.manifest("odd", OCI_MANIFEST, b"{\"schemaVersion\": 7}");
     fails(&json!({}), "DKR1116", "schema version 7")?;
     assert!(tags_of(&server, "m")?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn signatures_come_along_where_the_settings_want_them() -> Result<()> {
+    let registry = Registry::start()?;
+    let to = Pusher::new(registry.url(), "up/stream")?;
+    let signed = to.image("signed", OCI_MANIFEST, &[noise(1, 1000)])?;
+    to.image("other", OCI_MANIFEST, &[noise(2, 1000)])?;
+    let server = Standalone::start()?;
+    let settings = json!({"tags": ["signed"], "referrers": true, "referrer_types": ["application/vnd.example.signature"]});
+    create(&server, "m", &registry.url(), "up/stream", &settings)?;
+    sync(&server, "m")?;
+
+    // Signed later: the tag's manifest stays the same. This registry has no referrers API, but the tag for it.
+    let attach = |kind: &str, payload: &[u8]| -> Result<Value> {
+        let (empty, payload) = (to.blob(b"{}")?, to.blob(payload)?);
+        let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind,
+            "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": empty["digest"], "size": 2},
+            "layers": [{"mediaType": "text/plain", "digest": payload["digest"], "size": payload["size"]}],
+            "subject": signed});
+        let mut made = to.manifest("", OCI_MANIFEST, &manifest)?;
+        made["artifactType"] = json!(kind);
+        Ok(made)
+    };
+    let signature = attach("application/vnd.example.signature", b"signature")?;
+    let unwanted = attach("application/vnd.example.other", b"something else")?;
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [signature, unwanted]});
+    let digest = signed["digest"].as_str().unwrap();
+    to.manifest(&digest.replace(':', "-"), OCI_INDEX, &index)?;
+
+    let result = sync(&server, "m")?;
+    assert_eq!(result["report"]["plan"]["referrers"], 1, "{result}");
+    assert_eq!(tags_of(&server, "m")?, ["signed"]);
+    server.wait_until_finished(&server.publish("m")?)?;
+    let url = format!("http://{}/v2/mirror/m/referrers/{digest}", server.crane());
+    let found = pulp_tests::http::get(&url)?.json()?;
+    let found = found["manifests"].as_array().unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0]["digest"], signature["digest"]);
+    assert_eq!(sync(&server, "m")?["added_count"], 0);
+
+    // Our own Crane has the API.
+    let feed = format!("http://{}", server.crane());
+    create(&server, "copy", &feed, "mirror/m", &json!({"referrers": true}))?;
+    let copied = sync(&server, "copy")?;
+    assert_eq!(copied["report"]["plan"]["referrers"], 1, "{copied}");
     Ok(())
 }

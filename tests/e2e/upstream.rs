@@ -60,7 +60,7 @@ impl Upstream {
     }
 
     /// An image of these layers under a tag.
-    pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) -> Result<()> {
+    pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) {
         let blob = |bytes: &[u8], media_type: &str| {
             let digest = Digest::sha256(bytes);
             let mut blobs = self.shared.blobs.lock().unwrap();
@@ -79,16 +79,15 @@ impl Upstream {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest =
             json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
-        self.manifest(tag, media_type, manifest.to_string().as_bytes())
+        self.manifest(tag, media_type, manifest.to_string().as_bytes());
     }
 
-    pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
         let mut manifests = self.shared.manifests.lock().unwrap();
         for reference in [tag.to_owned(), Digest::sha256(&bytes).to_string()] {
             manifests.insert(reference, (media_type.to_owned(), bytes.clone()));
         }
-        Ok(())
     }
 
     /// Sends so many bytes of a blob and then nothing; none sends all.

@@ -170,6 +170,12 @@ pub(crate) struct Settings {
     /// remove tags that the upstream has no more, or that the filter doesn't take any more
     #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) remove_missing: Option<Value>,
+    /// sync signatures, SBOMs and attestations that refer to what the tags name
+    #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
+    pub(crate) referrers: Option<Value>,
+    /// of these only those of the artifact types given, separated by commas
+    #[arg(long, value_name = "A,B", value_parser = values::text, help_heading = "Synchronization")]
+    pub(crate) referrer_types: Option<Value>,
 
     /// PEM file of the CA that signed the feed's certificate
     #[arg(long, value_name = "FILE", help_heading = "Feed SSL")]

@@ -92,6 +92,8 @@ fn importer_config(settings: &Settings) -> Result<Map<String, Value>, AdminError
         ("tags_semver", &s.tags_semver),
         ("tags_newest", &s.tags_newest),
         ("remove_missing", &s.remove_missing),
+        ("referrers", &s.referrers),
+        ("referrer_types", &s.referrer_types),
         ("ssl_validation", &s.verify_feed_ssl),
         ("proxy_host", &s.proxy_host),
         ("proxy_port", &s.proxy_port),

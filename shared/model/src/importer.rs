@@ -56,6 +56,10 @@ pub struct ImporterSettings {
     pub tags: TagFilter,
     /// Whether tags go that the upstream has no more, or that the filter doesn't take any more.
     pub remove_missing: bool,
+    /// Whether what refers to the manifests that tags name (signatures, SBOMs, attestations) is taken as well.
+    pub referrers: bool,
+    /// Artifact types of the referrers that are taken; empty means all.
+    pub referrer_types: Vec<String>,
     /// Certificates.
     pub certificates: Certificates,
     /// Whether the upstream's certificate is checked.
@@ -111,6 +115,8 @@ pub fn importer_settings(config: &Map<String, Value>) -> Result<ImporterSettings
         enable_v2: read.flag("enable_v2", true),
         tags: read.tags(),
         remove_missing: read.flag("remove_missing", false),
+        referrers: read.flag("referrers", false),
+        referrer_types: read.list("referrer_types").unwrap_or_default(),
         certificates: read.certificates(),
         ssl_validation: read.flag("ssl_validation", true),
         proxy: read.proxy(),
@@ -257,7 +263,7 @@ impl Reader<'_> {
                     .collect(),
             ),
             other => {
-                self.fault(field, &format!("{other} is no list of tags"));
+                self.fault(field, &format!("{other} is no list of texts"));
                 None
             }
         }

@@ -227,12 +227,17 @@ impl Client {
             let next = url
                 .join(&next)
                 .map_err(|e| protocol(format!("next page {next:?}: {e}")))?;
-            if next.origin() != self.base.origin() {
+            if !self.is_ours(&next) {
                 // Our token is for this registry only.
                 return Err(protocol(format!("the next page is on another server: {next}")));
             }
             url = next;
         }
+    }
+
+    /// Whether a url is one of the registry itself, which our token is for.
+    pub(crate) fn is_ours(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
     }
 
     /// An address below the registry's.
@@ -572,7 +577,7 @@ pub(crate) async fn read_document(mut response: Response, url: &Url, limit: u64)
 }
 
 /// The target of `Link: <…>; rel="next"` (RFC 8288).
-fn next_page(headers: &HeaderMap) -> Option<String> {
+pub(crate) fn next_page(headers: &HeaderMap) -> Option<String> {
     headers
         .get_all(LINK)
         .into_iter()

@@ -11,6 +11,7 @@ mod error;
 mod manifests;
 mod options;
 mod pull;
+mod referrers;
 mod scope;
 
 pub use auth::{Challenge, Credentials};
@@ -21,5 +22,6 @@ pub use error::RegistryError;
 pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference, signed_digest};
 pub use options::{ClientOptions, ProxyOptions, Retries, Tls};
 pub use pull::{BlobRef, BlobSink, Discard, PullReport, PullVisitor, VisitError};
+pub use referrers::Referrer;
 
 type Result<T, E = RegistryError> = std::result::Result<T, E>;

@@ -450,3 +450,61 @@ fn certificates_that_are_none_are_told_before_anything_is_asked() {
     let client = with(None, Some(("x", "y")));
     assert!(client.contains("client certificate"), "{client}");
 }
+
+#[tokio::test]
+async fn referrers_come_from_the_api_in_pages_or_from_the_tag_that_stands_in() {
+    let subject = Digest::sha256("subject");
+    let (one, two) = (Digest::sha256("one"), Digest::sha256("two"));
+    let list = |digest: &Digest| {
+        format!(
+            r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{digest}","size":1,"artifactType":"a/b"}}]}}"#
+        )
+    };
+    let (first, second, tagged) = (list(&one), list(&two), list(&two));
+    let (base, _) = upstream(move |_, seen| {
+        if seen.target.contains("referrers") && !seen.target.contains("page=2") {
+            let link = format!("<{}?page=2>; rel=\"next\"", seen.target);
+            return Response::builder()
+                .header("link", link)
+                .body(Body::from(first.clone()))
+                .unwrap();
+        }
+        ok(second.clone())
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let found = client.referrers(&name(), &subject).await.unwrap();
+    let digests: Vec<_> = found.iter().map(|r| r.digest.clone()).collect();
+    assert_eq!(digests, [one, two.clone()]);
+    assert_eq!(found[0].artifact_type.as_deref(), Some("a/b"));
+
+    let tag = format!("/v2/a/b/manifests/sha256-{}", subject.hex());
+    let (base, _) = upstream(move |_, seen| {
+        if seen.target == tag {
+            ok(tagged.clone())
+        } else {
+            status(404)
+        }
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let found = client.referrers(&name(), &subject).await.unwrap();
+    assert_eq!(found[0].digest, two);
+    assert!(client.referrers(&name(), &two).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn pages_of_referrers_that_go_round_end_in_an_error() {
+    let (base, log) = upstream(|_, seen| {
+        let link = format!("<{}>; rel=\"next\"", seen.target);
+        Response::builder()
+            .header("link", link)
+            .body(Body::from(r#"{"manifests":[]}"#))
+            .unwrap()
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let error = client.referrers(&name(), &Digest::sha256("x")).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
+    assert_eq!(log.lock().unwrap().len(), 1);
+}

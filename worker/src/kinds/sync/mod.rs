@@ -38,6 +38,9 @@ use crate::{error::TaskError, progress::StepHandle};
 /// Manifests that one sync takes in at most; indexes of indexes could name any number.
 const MAX_MANIFESTS: usize = 100_000;
 
+/// How far referrers of referrers are followed, such as the signature of an SBOM.
+const REFERRER_DEPTH: usize = 3;
+
 /// Whether only the plan is asked for.
 fn is_dry_run(overrides: &Map<String, Value>) -> Result<bool, CodedError> {
     config::boolean(overrides, "dry_run")
@@ -107,7 +110,11 @@ async fn fetch(
     let mut held = Before::read(context, repo).await?;
     let found = look(upstream, settings, &held, &steps.metadata).await?;
     let tags = plan::plan_tags(&found, &held.plan, settings.remove_missing);
-    let came = fetch_manifests(upstream, &held, &tags).await?;
+    let mut came = fetch_manifests(upstream, &held, &tags).await?;
+    let mut referrers = 0;
+    if settings.referrers {
+        referrers = fetch_referrers(upstream, settings, &held, &found, &mut came).await?;
+    }
     steps.metadata.finish();
 
     let pulls = came.iter().filter(|c| c.fetched).count() as u64;
@@ -132,6 +139,7 @@ async fn fetch(
         tags_absent: tags.absent.iter().cloned().collect(),
         tags_unchanged: tags.unchanged.len() + unchanged.len(),
         manifests: manifests.len(),
+        referrers,
         upstream_pulls: pulls,
         blobs: missing.len(),
         bytes,
@@ -200,8 +208,16 @@ async fn fetch_manifests(
     let unknown = tags.added.iter().chain(&tags.moved);
     let by_tag = unknown.filter(|(_, digest)| digest.is_none());
     let by_tag = by_tag.map(|(name, _)| Reference::Tag(name.clone()));
-    let mut wanted: Vec<WantedManifest> = by_digest.chain(by_tag).map(of).collect();
-    let mut known: HashSet<Digest> = held.plan.manifests.clone();
+    let wanted = by_digest.chain(by_tag).map(of).collect();
+    fetch_closure(upstream, wanted, held.plan.manifests.clone()).await
+}
+
+/// Brings here manifests, the members of those that are lists, and so on, but none that is `known`.
+async fn fetch_closure(
+    upstream: &UpstreamRepository,
+    mut wanted: Vec<WantedManifest>,
+    mut known: HashSet<Digest>,
+) -> Result<Vec<Came>, TaskError> {
     let mut all: Vec<Came> = Vec::new();
     while !wanted.is_empty() {
         let level = upstream.manifests(wanted).await?;
@@ -232,6 +248,52 @@ async fn fetch_manifests(
         }
     }
     Ok(all)
+}
+
+/// Brings here what refers to the manifests that tags name, and what refers to that in turn.
+async fn fetch_referrers(
+    upstream: &UpstreamRepository,
+    settings: &ImporterSettings,
+    held: &Before,
+    found: &BTreeMap<TagName, Upstream>,
+    came: &mut Vec<Came>,
+) -> Result<usize, TaskError> {
+    let named = found.values().filter_map(|u| match u {
+        Upstream::Digest(digest) => Some(digest.clone()),
+        Upstream::Unknown | Upstream::Absent => None,
+    });
+    let by_tag = came.iter().filter(|c| matches!(c.reference, Reference::Tag(_)));
+    let mut subjects: BTreeSet<Digest> = named.chain(by_tag.map(|c| c.known_as.clone())).collect();
+    let mut known = held.plan.manifests.clone();
+    known.extend(
+        came.iter()
+            .flat_map(|c| [c.known_as.clone(), c.manifest.digest().clone()]),
+    );
+    let mut asked = HashSet::new();
+    let mut new = 0;
+    for _ in 0..REFERRER_DEPTH {
+        subjects.retain(|s| asked.insert(s.clone()));
+        let list = upstream
+            .referrers(
+                std::mem::take(&mut subjects).into_iter().collect(),
+                &settings.referrer_types,
+            )
+            .await?;
+        let mut wanted = Vec::new();
+        for one in list {
+            if let Reference::Digest(digest) = &one.reference {
+                subjects.insert(digest.clone());
+                if known.insert(digest.clone()) {
+                    wanted.push(one);
+                }
+            }
+        }
+        new += wanted.len();
+        let more = fetch_closure(upstream, wanted, known.clone()).await?;
+        known.extend(more.iter().map(|c| c.manifest.digest().clone()));
+        came.extend(more);
+    }
+    Ok(new)
 }
 
 /// The tags to set; and those that, now that their manifest is here, turn out to be as they were.
@@ -354,6 +416,7 @@ fn cost(context: &Context, upstream: &UpstreamRepository, plan: &PlanReport) -> 
             "manifest_heads": requests.manifest_heads,
             "manifests": requests.manifests,
             "blobs": requests.blobs,
+            "referrers": requests.referrers,
             "tokens": requests.tokens,
         },
         "bytes_received": requests.bytes,

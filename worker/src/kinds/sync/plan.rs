@@ -270,7 +270,9 @@ pub(crate) struct PlanReport {
     pub(crate) tags_unchanged: usize,
     /// Manifests and lists that are new to the repository.
     pub(crate) manifests: usize,
-    /// Of them, those that had to be fetched: what a registry counts as pulls.
+    /// Of the manifests, those that refer to others: signatures and the like.
+    pub(crate) referrers: usize,
+    /// Of the manifests, those that had to be fetched: what a registry counts as pulls.
     pub(crate) upstream_pulls: u64,
     /// Blobs to fetch.
     pub(crate) blobs: usize,

@@ -15,7 +15,7 @@ use pulp_model::{
     unit::BlobUnit,
 };
 use pulp_registry::{
-    Client, ClientOptions, Credentials, ProxyOptions, Reference, RegistryError, Requests, Tls,
+    Client, ClientOptions, Credentials, ProxyOptions, Reference, Referrer, RegistryError, Requests, Tls,
 };
 use serde_json::json;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
@@ -221,6 +221,33 @@ impl UpstreamRepository {
             known_as: digest.clone(),
             fetched: false,
         }))
+    }
+
+    /// What refers to these manifests, of the types wanted; kinds that no repository here can hold are left out.
+    pub(super) async fn referrers(
+        &self,
+        subjects: Vec<Digest>,
+        types: &[String],
+    ) -> Result<Vec<WantedManifest>, TaskError> {
+        let lists: Vec<_> = stream::iter(subjects)
+            .map(|subject| async move {
+                let found = self.client.referrers(&self.name, &subject).await;
+                found.map_err(|e| self.unreadable(&e))
+            })
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await?;
+        let wanted = |r: &Referrer| {
+            let fits = r.media_type.is_image_manifest() || r.media_type.is_index();
+            fits && (types.is_empty() || r.artifact_type.as_ref().is_some_and(|t| types.contains(t)))
+        };
+        let found = lists.into_iter().flatten().filter(wanted);
+        Ok(found
+            .map(|r| WantedManifest {
+                reference: Reference::Digest(r.digest),
+                media_type: Some(r.media_type),
+            })
+            .collect())
     }
 
     /// Brings blobs here, several at a time, in their order; each is kept as soon as it is whole and verified.
