@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use pulp_model::Digest;
-use pulp_testkit::{Registry, skopeo};
+use pulp_testkit::{Guard, Registry, skopeo};
 use pulp_tests::{Server, Standalone, files_below, spawned, wait_for};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 use crate::upstream::Upstream;
@@ -89,11 +90,15 @@ struct Pusher<'a> {
 
 impl<'a> Pusher<'a> {
     fn new(base: String, name: &'a str) -> Result<Self> {
+        Self::with(base, name, reqwest::Client::new())
+    }
+
+    fn with(base: String, name: &'a str, http: reqwest::Client) -> Result<Self> {
         Ok(Self {
             base,
             name,
             runtime: tokio::runtime::Runtime::new()?,
-            http: reqwest::Client::new(),
+            http,
         })
     }
 
@@ -550,5 +555,84 @@ fn signatures_come_along_where_the_settings_want_them() -> Result<()> {
     create(&server, "copy", &feed, "mirror/m", &json!({"referrers": true}))?;
     let copied = sync(&server, "copy")?;
     assert_eq!(copied["report"]["plan"]["referrers"], 1, "{copied}");
+    Ok(())
+}
+
+/// An authority, and a certificate and key that it signed for a registry on loopback and for a client of it.
+struct Pki {
+    authority: String,
+    server: (String, String),
+    client: (String, String),
+}
+
+impl Pki {
+    fn new() -> Result<Self> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate()?;
+        let authority = params.self_signed(&key)?.pem();
+        let issuer = Issuer::new(params, key);
+        let signed = |names: &[&str]| -> Result<(String, String)> {
+            let key = KeyPair::generate()?;
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+            Ok((certificate.pem(), key.serialize_pem()))
+        };
+        let (server, client) = (signed(&["127.0.0.1"])?, signed(&["client"])?);
+        Ok(Self {
+            authority,
+            server,
+            client,
+        })
+    }
+}
+
+#[test]
+fn a_registry_that_wants_a_certificate_and_a_password_is_shown_both() -> Result<()> {
+    // `secret`, by the cheapest bcrypt.
+    const ACCOUNT: &str = "user:$2b$04$qpeTgmos1zyS0F50Fsj3luEl0rKOivZp4HAkkERM2xpmq2v6tcGlm";
+    let pki = Pki::new()?;
+    let registry = Registry::guarded(&Guard {
+        certificate: Some((&pki.server.0, &pki.server.1)),
+        clients_of: Some(&pki.authority),
+        htpasswd: Some(ACCOUNT),
+    })?;
+    let identity = format!("{}\n{}", pki.client.0, pki.client.1);
+    let mut headers = reqwest::header::HeaderMap::new();
+    // user:secret
+    headers.insert("authorization", "Basic dXNlcjpzZWNyZXQ=".parse()?);
+    let http = reqwest::Client::builder()
+        .tls_certs_only([reqwest::Certificate::from_pem(pki.authority.as_bytes())?])
+        .identity(reqwest::Identity::from_pem(identity.as_bytes())?)
+        .default_headers(headers)
+        .build()?;
+    let to = Pusher::with(registry.url(), "up/stream", http)?;
+    to.image("t", OCI_MANIFEST, &[noise(1, 1000)])?;
+
+    let server = Standalone::start()?;
+    let settings = json!({
+        "ssl_ca_cert": pki.authority, "ssl_client_cert": pki.client.0, "ssl_client_key": pki.client.1,
+        "basic_auth_username": "user", "basic_auth_password": "secret",
+    });
+    create(&server, "m", &registry.url(), "up/stream", &settings)?;
+    sync(&server, "m")?;
+    assert_eq!(tags_of(&server, "m")?, ["t"]);
+    let (_, importer) = server.call("GET", "/repositories/m/importers/docker_importer/", None)?;
+    let shown = importer.to_string();
+    assert!(
+        !shown.contains("secret") && !shown.contains("PRIVATE KEY"),
+        "{shown}"
+    );
+
+    for (overrides, code) in [
+        (json!({"basic_auth_password": "n0t-it"}), "DKR1114"),
+        (json!({"ssl_ca_cert": pki.client.0, "tags": ["t"]}), "DKR1007"),
+    ] {
+        let failed = server.wait_for_task(&begin(&server, "m", &overrides)?)?;
+        assert_eq!(failed["error"]["code"], code, "{failed}");
+        assert!(!failed["error"].to_string().contains("n0t-it"), "{failed}");
+    }
+    let unchecked = json!({"ssl_ca_cert": pki.client.0, "ssl_validation": false});
+    server.wait_until_finished(&begin(&server, "m", &unchecked)?)?;
     Ok(())
 }

@@ -17,4 +17,4 @@ pub use clients::{Containerd, Dockerd, Podman, skopeo, skopeo_output};
 pub use postgres::{Postgres, psql, shared_postgres};
 pub use process::free_port;
 pub use rabbitmq::{RabbitMq, shared_rabbitmq, unique_prefix};
-pub use registry::Registry;
+pub use registry::{Guard, Registry};
