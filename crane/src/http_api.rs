@@ -23,6 +23,7 @@ use crate::{
     clients::{Gate, Peer, Viewer},
     data::Tables,
     files,
+    schema1::Signer,
     small::Small,
     v1, v2,
 };
@@ -43,6 +44,8 @@ pub(crate) struct App {
     pub(crate) max_age: Option<Duration>,
     pub(crate) reads: Arc<Semaphore>,
     pub(crate) small: Small,
+    /// Of schema 1 manifests made here.
+    pub(crate) signer: Option<Signer>,
     /// None: nobody gets protected repositories.
     pub(crate) gate: Option<Arc<Gate>>,
     tables: watch::Sender<Arc<Tables>>,
@@ -60,6 +63,7 @@ impl App {
             max_age: config.max_age,
             reads: Arc::new(Semaphore::new(DISK_READS)),
             small: Small::default(),
+            signer: Signer::new(),
             gate: config.entitlements.as_ref().map(|e| Arc::new(Gate::open(e))),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),

@@ -15,6 +15,7 @@ mod http_api;
 mod listen;
 mod negotiate;
 mod reloaded;
+mod schema1;
 mod search;
 mod send;
 mod small;

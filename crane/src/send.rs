@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -26,6 +25,8 @@ use crate::{
 /// Bytes read at once; a larger piece isn't faster, and two of them are held for each download.
 const PIECE: u64 = 256 * 1024;
 
+/// No manifest or config is larger.
+const LARGEST_JSON: u64 = 16 << 20;
 /// How long a year is for caches.
 const YEAR: Duration = Duration::from_hours(365 * 24);
 
@@ -127,6 +128,17 @@ impl Content {
     }
 }
 
+/// A small file as a whole; none if it is not small.
+pub(crate) async fn read(app: &App, path: PathBuf) -> Result<Option<Bytes>, FileGone> {
+    let of = path.clone();
+    let read = on_disk(&app.reads, move || {
+        let (file, size) = open_now(&of, None)?;
+        let small = size <= LARGEST_JSON;
+        small.then(|| read_range(&file, &(0..size))).transpose()
+    });
+    read.await.map_err(|error| gone(&path, &error))
+}
+
 async fn content(app: &App, call: &Call, answer: &FileAnswer<'_>) -> Result<Content, FileGone> {
     if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
         return Ok(Content::Known(size));
@@ -140,9 +152,7 @@ async fn content(app: &App, call: &Call, answer: &FileAnswer<'_>) -> Result<Cont
         if size > PIECE {
             return Ok(Content::Open(Arc::new(file), size));
         }
-        let mut bytes = vec![0; size as usize];
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(Content::Whole(Bytes::from(bytes)))
+        Ok(Content::Whole(read_range(&file, &(0..size))?))
     });
     let content = read.await.map_err(|error| gone(&answer.path, &error))?;
     if let (Content::Whole(bytes), Some(digest)) = (&content, answer.digest) {
@@ -312,12 +322,24 @@ fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> Body {
 }
 
 async fn read_piece(file: Arc<File>, range: Range<u64>, reads: &Arc<Semaphore>) -> io::Result<Bytes> {
-    on_disk(reads, move || {
-        let mut piece = vec![0; (range.end - range.start) as usize];
-        file.read_exact_at(&mut piece, range.start)?;
-        Ok(Bytes::from(piece))
-    })
-    .await
+    on_disk(reads, move || read_range(&file, &range)).await
+}
+
+/// Reads into memory that was never written to: clearing it first would cost a fifth of the whole.
+fn read_range(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
+    let wanted = (range.end - range.start) as usize;
+    let mut bytes = Vec::with_capacity(wanted);
+    while bytes.len() < wanted {
+        let at = range.start + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Memory comes in sizes of its own.
+    bytes.truncate(wanted);
+    Ok(Bytes::from(bytes))
 }
 
 async fn on_disk<T: Send + 'static>(

@@ -7,10 +7,10 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use pulp_model::{Digest, MediaType, TagName};
+use pulp_model::{Digest, MediaType, TagName, unit::ManifestKind};
 use pulp_publication::index::IndexManifest;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::{
     error::ApiError,
@@ -20,6 +20,7 @@ use crate::{
     data::{Held, Holdings, Tables, V2Content, V2Repo},
     http_api::{self, App, Call, FileGone},
     negotiate::{self, Accept},
+    schema1,
     send::{self, Cache, FileAnswer},
 };
 
@@ -227,6 +228,12 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
     let Some(held) = found else {
         return Ok(Err(ApiError::manifest_unknown(name, reference)));
     };
+    if by_tag
+        && schema1::is_wanted(&call.headers)
+        && let Some(response) = as_schema1(app, repo, &holdings, held, reference).await?
+    {
+        return Ok(Ok(response));
+    }
     if app.serve {
         send::file(app, call, manifest_answer(repo, &holdings, held, by_tag))
             .await
@@ -235,6 +242,51 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
         let path = format!("manifests/{}/{}", held.manifest.folder(), held.manifest.digest);
         Ok(Ok(redirected(app, &repo.url, &path, Some(&held.manifest.digest))))
     }
+}
+
+/// The image as a schema 1 manifest made for it; none if it has no such form, or needs none.
+async fn as_schema1(
+    app: &App,
+    repo: &V2Repo,
+    holdings: &Holdings,
+    held: &Held,
+    tag: &str,
+) -> Result<Option<Response>, FileGone> {
+    let image = match held.manifest.kind {
+        ManifestKind::Image => Some(held),
+        ManifestKind::List => held.manifest.amd64.as_ref().and_then(|d| holdings.manifest(d)),
+    };
+    let (Some(image), Some(signer)) = (image.filter(|i| i.manifest.schema_version == 2), &app.signer) else {
+        return Ok(None);
+    };
+    let json = async |path| -> Result<Option<Value>, FileGone> {
+        let bytes = send::read(app, path).await?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    };
+    let Some(manifest) = json(holdings.manifest_file(image)).await? else {
+        return Ok(None);
+    };
+    let config = manifest.pointer("/config/digest").and_then(Value::as_str);
+    let config = config.and_then(|digest| digest.parse().ok());
+    let Some((_, path)) = config.and_then(|digest| holdings.blob(&digest)) else {
+        return Ok(None);
+    };
+    let Some(config) = json(path).await? else {
+        return Ok(None);
+    };
+    let made = schema1::convert(&manifest, &config, &repo.registry_id, tag);
+    let Some(signed) = made.and_then(|made| signer.sign(&made)) else {
+        return Ok(None);
+    };
+    let content_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let mut response = http_api::bytes(StatusCode::OK, content_type, signed.bytes);
+    let headers = response.headers_mut();
+    if let Ok(digest) = HeaderValue::from_str(&signed.digest.to_string()) {
+        headers.insert(HeaderName::from_static("docker-content-digest"), digest);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept, User-Agent"));
+    Ok(Some(response))
 }
 
 /// How a manifest is sent.
@@ -276,6 +328,8 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
     // Clients may fetch a manifest as a blob, too.
     let manifest = holdings.manifest(&digest);
     match (holdings.blob(&digest), manifest) {
+        // Named by schema 1 manifests made here.
+        (None, None) if digest.to_string() == schema1::EMPTY_LAYER_DIGEST => Ok(Ok(empty_layer(&digest))),
         (None, None) => Ok(Err(ApiError::blob_unknown(&digest))),
         (Some(_), _) if !app.serve => Ok(Ok(redirected(
             app,
@@ -292,6 +346,19 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
             send::file(app, call, answer).await.map(Ok)
         }
     }
+}
+
+fn empty_layer(digest: &Digest) -> Response {
+    let mut response = http_api::bytes(
+        StatusCode::OK,
+        "application/octet-stream",
+        &schema1::EMPTY_LAYER[..],
+    );
+    if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
+        let name = HeaderName::from_static("docker-content-digest");
+        response.headers_mut().insert(name, digest);
+    }
+    response
 }
 
 /// How a blob is sent.

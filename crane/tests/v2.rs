@@ -474,3 +474,53 @@ async fn content_that_is_damaged_is_not_sent_as_if_it_were_whole() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_client_that_takes_schema_1_alone_gets_one_made_for_it() {
+    let site = Site::new();
+    let mut image = site.image("busybox", "org/busybox", "a");
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "history": [{ "created_by": "ADD a" }, { "created_by": "CMD sh", "empty_layer": true }],
+    });
+    let config = site.put(config.to_string().as_bytes());
+    image.relabel(&site, config);
+    site.publish(&image.contents);
+    let client = site.client();
+    let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let old_docker = [("user-agent", "docker/1.9.1 go/go1.4.2")];
+    let accept = [("accept", signed)];
+    let mut digests = Vec::new();
+    for headers in [&old_docker, &accept] {
+        let reply = client
+            .ask(Method::GET, "/v2/org/busybox/manifests/latest", headers)
+            .await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.header("content-type")),
+            (200, Some(signed))
+        );
+        let made = reply.json();
+        assert_eq!(made["schemaVersion"], 1);
+        assert_eq!(
+            (&made["name"], &made["tag"]),
+            (&json!("org/busybox"), &json!("latest"))
+        );
+        assert!(made["signatures"][0]["signature"].is_string());
+        // All of it can be fetched.
+        for layer in made["fsLayers"].as_array().unwrap() {
+            let digest = layer["blobSum"].as_str().unwrap();
+            let blob = client.get(&format!("/v2/org/busybox/blobs/{digest}")).await;
+            assert_eq!(blob.status, 200, "{digest}");
+            assert!(digest.parse::<Digest>().unwrap().matches(&blob.body));
+        }
+        digests.push(reply.header("docker-content-digest").unwrap().to_owned());
+    }
+    assert_eq!(digests[0], digests[1], "the payload is the same each time");
+    // Of a list its image for amd64.
+    let of_list = client.ask(Method::GET, "/v2/org/busybox/manifests/multi", &accept).await;
+    assert_eq!(of_list.header("content-type"), Some(signed));
+    // Others get what is stored.
+    let reply = client.accepting("/v2/org/busybox/manifests/latest", S2).await;
+    assert_eq!(reply.header("content-type"), Some(S2));
+    assert!(image.manifest.matches(&reply.body));
+}
