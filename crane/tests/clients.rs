@@ -6,8 +6,9 @@ mod common;
 use std::{fs, path::Path, time::Duration};
 
 use common::Site;
-use pulp_crane::{Mode, run};
+use pulp_crane::{Entitlements, Mode, TlsFiles, run};
 use pulp_model::Digest;
+use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
 use tokio::{net::TcpListener, process::Command, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -71,4 +72,97 @@ async fn skopeo_copies_images_lists_and_oci_images() {
 
 fn digest_of(path: &Path) -> Digest {
     Digest::sha256(fs::read(path).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_pulls_a_protected_image_over_tls_with_its_certificate_only() {
+    if Command::new("skopeo").arg("--version").output().await.is_err() {
+        println!("skipped: skopeo is not installed");
+        return;
+    }
+    let site = Site::new();
+    let mut image = site.image("secret", "pulpdemo/secret", "a");
+    image.contents.protected = true;
+    site.publish(&image.contents);
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let ca = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let sign = |params: &CertificateParams| {
+        let key = KeyPair::generate().unwrap();
+        (
+            params.signed_by(&key, &issuer).unwrap().pem(),
+            key.serialize_pem(),
+        )
+    };
+    let mut entitled = CertificateParams::default();
+    for (below, text) in [(&[4, 1][..], "order"), (&[2, 1, 1, 6], "/pulp/docker/v2/secret")] {
+        let oid: Vec<u64> = [1, 3, 6, 1, 4, 1, 2312, 9].iter().chain(below).copied().collect();
+        let der = [&[0x0c, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        entitled
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(&oid, der));
+    }
+    // As docker and skopeo want it: a directory a registry.
+    let (with, without) = (site.dir.path().join("with"), site.dir.path().join("without"));
+    for (dir, params) in [(&with, &entitled), (&without, &CertificateParams::default())] {
+        let (certificate, key) = sign(params);
+        fs::create_dir(dir).unwrap();
+        for (name, text) in [
+            ("ca.crt", &ca),
+            ("client.cert", &certificate),
+            ("client.key", &key),
+        ] {
+            fs::write(dir.join(name), text).unwrap();
+        }
+    }
+    let (certificate, key) = sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
+    let mut config = site.config(Mode::SERVE);
+    let file = |name: &str, text: &str| {
+        let path = site.dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    config.tls = Some(TlsFiles {
+        certificate: file("server.pem", &certificate),
+        key: file("server.key", &key),
+    });
+    config.entitlements = Some(Entitlements {
+        ca: file("ca.pem", &ca),
+        crl: None,
+        trusted_proxies: Vec::new(),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let from = format!("docker://localhost:{port}/pulpdemo/secret:latest");
+    let shutdown = CancellationToken::new();
+    let crane = tokio::spawn(run(config, listener, shutdown.clone()));
+
+    let copy = site.dir.path().join("copy");
+    let to = format!("dir:{}", copy.display());
+    let certificates = format!("--src-cert-dir={}", with.display());
+    skopeo(&[
+        "copy",
+        "--preserve-digests",
+        "--insecure-policy",
+        &certificates,
+        &from,
+        &to,
+    ])
+    .await;
+    assert_eq!(digest_of(&copy.join("manifest.json")), image.manifest);
+    assert_eq!(digest_of(&copy.join(image.layer.hex())), image.layer);
+
+    let refused = Command::new("skopeo")
+        .args(["inspect", "--raw", "--cert-dir"])
+        .arg(&without)
+        .arg(&from)
+        .output();
+    let refused = timeout(LIMIT, refused).await.unwrap().unwrap();
+    assert!(!refused.status.success());
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("not known to registry"), "{told}");
+    shutdown.cancel();
+    timeout(LIMIT, crane).await.unwrap().unwrap().unwrap();
 }

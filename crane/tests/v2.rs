@@ -517,7 +517,9 @@ async fn a_client_that_takes_schema_1_alone_gets_one_made_for_it() {
     }
     assert_eq!(digests[0], digests[1], "the payload is the same each time");
     // Of a list its image for amd64.
-    let of_list = client.ask(Method::GET, "/v2/org/busybox/manifests/multi", &accept).await;
+    let of_list = client
+        .ask(Method::GET, "/v2/org/busybox/manifests/multi", &accept)
+        .await;
     assert_eq!(of_list.header("content-type"), Some(signed));
     // Others get what is stored.
     let reply = client.accepting("/v2/org/busybox/manifests/latest", S2).await;
