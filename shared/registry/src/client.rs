@@ -201,7 +201,7 @@ impl Client {
     pub async fn tags(&self, name: &RegistryId) -> Result<Vec<TagName>> {
         #[derive(Deserialize)]
         struct Page {
-            tags: Option<Vec<TagName>>,
+            tags: Option<Vec<String>>,
         }
         let mut url = self.url(&format!("v2/{name}/tags/list?n={PAGE}"))?;
         let mut seen = HashSet::new();
@@ -222,7 +222,13 @@ impl Client {
             let next = next_page(&document.headers);
             let page: Page = serde_json::from_slice(&document.bytes)
                 .map_err(|e| protocol(format!("no list of tags: {e}")))?;
-            tags.extend(page.tags.unwrap_or_default());
+            // What is no tag by the specification can't be asked for either, and must not hide the others.
+            for text in page.tags.unwrap_or_default() {
+                match text.parse() {
+                    Ok(tag) => tags.push(tag),
+                    Err(e) => tracing::warn!(repository = %name, "passed over: {e}"),
+                }
+            }
             let Some(next) = next else { return Ok(tags) };
             let next = url
                 .join(&next)

@@ -495,7 +495,7 @@ async fn tags_come_from_all_pages() {
     );
     registry.set(
         "/v2/a/b/tags/list?last=2",
-        Answer::ok(r#"{"name":"a/b","tags":["3"]}"#),
+        Answer::ok(r#"{"name":"a/b","tags":["-no-tag","3"]}"#),
     );
     let tags: Vec<_> = client
         .tags(&name())
