@@ -18,6 +18,7 @@ use crate::{
     leases::micros,
     outbox::Message,
     row,
+    schedules::RunEnd,
     tasks::{Submission, state},
     timeline::EventKind,
     workers::Incarnation,
@@ -349,6 +350,14 @@ impl FencedTx {
             .bind(row::to_json(&self.spawned))
             .execute(self.tx.on())
             .await?;
+        match outcome {
+            // Of a task that made others, the schedule hears by their ends.
+            Outcome::Finished(_) | Outcome::Skipped(_) if self.spawned.is_empty() => {
+                self.tx.count_run(id, RunEnd::Well).await?;
+            }
+            Outcome::Failed(_) | Outcome::Overdue(_) => self.tx.count_run(id, RunEnd::Badly).await?,
+            Outcome::Finished(_) | Outcome::Skipped(_) | Outcome::Canceled => {}
+        }
         self.tx.release_reservations(id).await?;
         self.tx.tell(now, &[Message::ended(id)]).await?;
         self.tx.commit().await

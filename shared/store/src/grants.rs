@@ -14,6 +14,7 @@ use crate::{
     leases::micros,
     outbox::Message,
     row,
+    schedules::RunEnd,
     tasks::state,
     timeline::EventKind,
 };
@@ -382,6 +383,10 @@ impl Tx {
             .bind(now.micros())
             .execute(self.on())
             .await?;
+        // Without an error it was a person who canceled it.
+        if error.is_some() {
+            self.count_run(id, RunEnd::Badly).await?;
+        }
         self.release_reservations(id).await
     }
 }

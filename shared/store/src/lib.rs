@@ -18,6 +18,7 @@ pub mod importers;
 pub mod leases;
 pub mod outbox;
 pub mod repositories;
+pub mod schedules;
 pub mod tasks;
 pub mod timeline;
 pub mod units;

@@ -1,4 +1,4 @@
-//! The schema: migrations for both engines, those of one alone after them.
+//! The schema: migrations for both engines and for one alone, in the order of their numbers.
 
 use std::collections::HashSet;
 
@@ -97,10 +97,13 @@ impl Store {
 
     fn migrations(&self) -> Vec<(i64, String)> {
         let sets = self.migrators();
-        sets.iter()
+        let mut known: Vec<_> = sets
+            .iter()
             .flat_map(|set| set.iter())
             .map(|m| (m.version, m.description.to_string()))
-            .collect()
+            .collect();
+        known.sort();
+        known
     }
 }
 

@@ -17,6 +17,7 @@ mod outbox;
 mod publishing;
 mod repositories;
 mod requests;
+mod schedules;
 mod server;
 mod tasks;
 mod timeline;

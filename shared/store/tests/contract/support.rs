@@ -186,7 +186,7 @@ impl Bed {
         self.begin_fenced(&task.lease).await.unwrap()
     }
 
-    async fn epoch(&self) -> Epoch {
+    pub(crate) async fn epoch(&self) -> Epoch {
         match self.acquire_lease(ROLE, "the leader", LONG).await.unwrap() {
             Some(epoch) => epoch,
             None => Epoch(self.number("SELECT epoch FROM leases").await),
