@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use pulp_model::Digest;
 use pulp_testkit::{Guard, Registry, skopeo};
 use pulp_tests::{Server, Standalone, files_below, spawned, wait_for};
@@ -634,5 +635,55 @@ fn a_registry_that_wants_a_certificate_and_a_password_is_shown_both() -> Result<
     }
     let unchecked = json!({"ssl_ca_cert": pki.client.0, "ssl_validation": false});
     server.wait_until_finished(&begin(&server, "m", &unchecked)?)?;
+    Ok(())
+}
+
+#[test]
+fn signed_manifests_of_old_and_layers_that_live_elsewhere_are_taken_as_they_are() -> Result<()> {
+    let upstream = Upstream::start()?;
+    // Signed the way Docker did: the digest is that of the part before the signatures and the tail.
+    let layer = upstream.blob(b"a layer of old");
+    let payload = format!(
+        "{{\n   \"schemaVersion\": 1,\n   \"name\": \"up/stream\",\n   \"tag\": \"old\",\n   \
+         \"fsLayers\": [{{\"blobSum\": \"{layer}\"}}],\n   \"history\": [{{\"v1Compatibility\": \"{{}}\"}}]\n}}"
+    );
+    let length = payload.len() - 2;
+    // formatTail is "\n}".
+    let protected =
+        URL_SAFE_NO_PAD.encode(format!(r#"{{"formatLength":{length},"formatTail":"Cn0"}}"#).as_bytes());
+    let signed = format!(
+        "{},\n   \"signatures\": [{{\"protected\": \"{protected}\"}}]\n}}",
+        &payload[..length]
+    );
+    let media_type = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    upstream.manifest_known_as("old", media_type, &Digest::sha256(&payload), signed.as_bytes());
+
+    let config = upstream.blob(b"{}");
+    let elsewhere = json!({"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+        "digest": Digest::sha256("windows"), "size": 7, "urls": ["https://mcr.example.com/windows"]});
+    let windows = json!({"schemaVersion": 2, "mediaType": DOCKER_MANIFEST,
+        "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": config, "size": 2},
+        "layers": [elsewhere]})
+    .to_string();
+    upstream.manifest("windows", DOCKER_MANIFEST, windows.as_bytes());
+
+    let server = Standalone::start()?;
+    create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
+    sync(&server, "m")?;
+    assert_eq!(tags_of(&server, "m")?, ["old", "windows"]);
+    assert_eq!(upstream.count("blobs/"), 2, "not the layer that lives elsewhere");
+    let again = sync(&server, "m")?;
+    assert_eq!(again["report"]["requests"]["manifests"], 0, "{again}");
+    assert_eq!(again["report"]["plan"]["tags_unchanged"], 2);
+
+    server.wait_until_finished(&server.publish("m")?)?;
+    let crane = server.crane();
+    for (tag, bytes) in [("old", &signed), ("windows", &windows)] {
+        let url = format!("http://{crane}/v2/mirror/m/manifests/{tag}");
+        let accept = format!("{DOCKER_MANIFEST}, {media_type}");
+        let answer = pulp_tests::http::get_as(&url, &accept)?;
+        assert_eq!(answer.status, 200, "{tag}");
+        assert_eq!(answer.body, bytes.as_bytes(), "{tag} verbatim");
+    }
     Ok(())
 }

@@ -26,8 +26,8 @@ pub(crate) struct Upstream {
 #[derive(Default)]
 struct Shared {
     blobs: Mutex<HashMap<String, Bytes>>,
-    /// By tag and by digest: media type and bytes.
-    manifests: Mutex<BTreeMap<String, (String, Bytes)>>,
+    /// By tag and by digest: media type, digest and bytes.
+    manifests: Mutex<BTreeMap<String, (String, Digest, Bytes)>>,
     /// Methods and paths, in their order.
     log: Mutex<Vec<(String, String)>>,
     stalled: Mutex<HashMap<String, usize>>,
@@ -59,6 +59,14 @@ impl Upstream {
         self.base.clone()
     }
 
+    /// A blob that no manifest names yet.
+    pub(crate) fn blob(&self, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        let mut blobs = self.shared.blobs.lock().unwrap();
+        blobs.insert(digest.to_string(), Bytes::copy_from_slice(bytes));
+        digest
+    }
+
     /// An image of these layers under a tag.
     pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) {
         let blob = |bytes: &[u8], media_type: &str| {
@@ -83,10 +91,15 @@ impl Upstream {
     }
 
     pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) {
+        self.manifest_known_as(tag, media_type, &Digest::sha256(bytes), bytes);
+    }
+
+    /// A manifest whose digest is not that of all its bytes, as of those that are signed.
+    pub(crate) fn manifest_known_as(&self, tag: &str, media_type: &str, digest: &Digest, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
         let mut manifests = self.shared.manifests.lock().unwrap();
-        for reference in [tag.to_owned(), Digest::sha256(&bytes).to_string()] {
-            manifests.insert(reference, (media_type.to_owned(), bytes.clone()));
+        for reference in [tag.to_owned(), digest.to_string()] {
+            manifests.insert(reference, (media_type.to_owned(), digest.clone(), bytes.clone()));
         }
     }
 
@@ -181,12 +194,12 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
     if let Some(reference) = path.strip_prefix("manifests/") {
         let manifests = shared.manifests.lock().unwrap();
-        let Some((media_type, bytes)) = manifests.get(reference) else {
+        let Some((media_type, digest, bytes)) = manifests.get(reference) else {
             return status(404);
         };
         return Response::builder()
             .header("content-type", media_type)
-            .header("docker-content-digest", Digest::sha256(bytes).to_string())
+            .header("docker-content-digest", digest.to_string())
             .body(Body::from(bytes.clone()))
             .unwrap();
     }
