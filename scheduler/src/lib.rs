@@ -1,7 +1,8 @@
 //! Fires schedules and the periodic duties.
 //!
-//! Any number of these processes run. A duty is done under a short lease, so that one of them does it at a time;
-//! each duty is safe to do twice all the same.
+//! Any number of these processes run. All of them fire schedules: whoever is first fires a slot, and nobody after it.
+//! A duty is done under a short lease, so that one of them does it at a time; each duty is safe to do twice all the
+//! same.
 
 use std::time::Duration;
 
@@ -17,9 +18,14 @@ const ROLE: &str = "scheduler";
 /// Rows that one transaction of the retention deletes.
 const PURGE_BATCH: u32 = 1000;
 
+/// Schedules that are looked at in one go; more are due when a long outage ends.
+const DUE_BATCH: u32 = 1000;
+
 /// How the scheduler works.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// How often it looks for slots to fire; so late a slot is at most.
+    pub fire_every: Duration,
     /// How often the duties are done.
     pub period: Duration,
     /// How long ended tasks are kept. Pulp 2: `data_reaping.task_status_history`, 7 days.
@@ -31,6 +37,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            fire_every: Duration::from_secs(1),
             period: Duration::from_mins(1),
             keep_ended_tasks: Duration::from_hours(7 * 24),
             keep_temporary_blobs: Duration::from_hours(24),
@@ -50,18 +57,59 @@ pub async fn run(settings: Settings, store: Store, content: ContentStore, stop: 
         stop.clone(),
     ));
     let holder = format!("scheduler@{host}/{}", Uuid::new_v4());
-    while !stop.is_cancelled() {
-        tokio::select! {
-            () = tokio::time::sleep(settings.period) => {}
-            () = stop.cancelled() => break,
+    let firing = fire_schedules(settings.fire_every, &store, &stop);
+    let duties = async {
+        while wait(settings.period, &stop).await {
+            if let Err(e) = do_duties(&settings, &store, &content, &holder).await {
+                tracing::warn!(error = %e, "duties are put off");
+            }
         }
-        if let Err(e) = do_duties(&settings, &store, &content, &holder).await {
-            tracing::warn!(error = %e, "duties are put off");
-        }
-    }
+    };
+    // A long duty holds up no slot.
+    tokio::join!(firing, duties);
     if let Err(e) = shown.await {
         tracing::debug!(error = %e, "presence");
     }
+}
+
+/// False if it is to end.
+async fn wait(time: Duration, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(time) => true,
+        () = stop.cancelled() => false,
+    }
+}
+
+async fn fire_schedules(every: Duration, store: &Store, stop: &CancellationToken) {
+    while wait(every, stop).await {
+        if let Err(e) = fire_due(store, stop).await {
+            tracing::warn!(error = %e, "schedules are put off");
+        }
+    }
+}
+
+/// Fires what is due, each schedule by itself: one that can't be fired is no obstacle for those after it. Answers
+/// how many slots were fired here.
+async fn fire_due(store: &Store, stop: &CancellationToken) -> Result<u64, StoreError> {
+    let mut fired = 0;
+    for due in store.due_schedules(DUE_BATCH).await? {
+        if stop.is_cancelled() {
+            break;
+        }
+        match store.fire(&due).await {
+            Ok(Some(slot)) => {
+                fired += 1;
+                tracing::info!(schedule = %due.id, repository = %due.repo_id, slot = %slot.slot, task = %slot.task_id,
+                    "a schedule has fired");
+            }
+            // Another scheduler was first.
+            Ok(None) => {}
+            Err(e) => {
+                tracing::warn!(schedule = %due.id, repository = %due.repo_id, error = %e, "a slot is put off")
+            }
+        }
+    }
+    Ok(fired)
 }
 
 /// Does each duty once, unless another scheduler is at it.
@@ -97,9 +145,13 @@ async fn purge_ended_tasks(store: &Store, keep: Duration) -> Result<u64, StoreEr
         tx.commit().await?;
         purged += some;
         if some < u64::from(PURGE_BATCH) {
-            return Ok(purged);
+            break;
         }
     }
+    let mut tx = store.begin().await?;
+    tx.prune_fires().await?;
+    tx.commit().await?;
+    Ok(purged)
 }
 
 #[cfg(test)]
@@ -107,8 +159,60 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use pulp_content::ContentOptions;
     use pulp_model::task::TaskKind;
+    use pulp_store::{
+        repositories::NewRepository,
+        schedules::{NewSchedule, Target},
+    };
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_slot_is_fired_while_it_runs_and_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::connect(&format!("sqlite:{}", dir.path().join("p.db").display()), 4)
+            .await
+            .unwrap();
+        store.migrate().await.unwrap();
+        let repo: pulp_model::RepositoryId = "r".parse().unwrap();
+        let mut tx = store.begin().await.unwrap();
+        tx.create_repository(&NewRepository {
+            id: repo.clone(),
+            display_name: "r".to_owned(),
+            description: None,
+            notes: serde_json::Map::new(),
+        })
+        .await
+        .unwrap();
+        tx.put_importer(&repo, "docker_importer", &serde_json::Map::new())
+            .await
+            .unwrap();
+        let target = Target::Sync(repo);
+        let schedule = NewSchedule {
+            target: target.clone(),
+            schedule: ("P1D".to_owned(), "P1D".parse().unwrap()),
+            override_config: serde_json::Map::new(),
+            enabled: true,
+            failure_threshold: None,
+        };
+        tx.create_schedule(&schedule).await.unwrap().unwrap();
+        tx.commit().await.unwrap();
+
+        let stop = CancellationToken::new();
+        let watch = async {
+            let fired = async {
+                while store.schedules_of(&target).await.unwrap()[0].total_run_count == 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), fired)
+                .await
+                .unwrap();
+            stop.cancel();
+        };
+        tokio::join!(fire_schedules(Duration::from_millis(1), &store, &stop), watch);
+        assert_eq!(fire_due(&store, &CancellationToken::new()).await.unwrap(), 0);
+        assert_eq!(store.schedules_of(&target).await.unwrap()[0].total_run_count, 1);
+    }
 
     #[tokio::test]
     async fn ended_tasks_go_and_waiting_ones_stay_however_old() {
