@@ -45,6 +45,21 @@ impl Fields {
         self.map.contains_key(name)
     }
 
+    /// Whether the key is there and not null.
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|v| !v.is_null())
+    }
+
+    /// A whole number above 0.
+    pub(crate) fn positive(&mut self, name: &str) -> Option<i64> {
+        let value = self.take(name)?;
+        let number = value.as_i64().filter(|n| *n > 0);
+        if number.is_none() {
+            self.refuse(name, format!("{name} is {value}; give a whole number above 0"));
+        }
+        number
+    }
+
     pub(crate) fn text(&mut self, name: &str) -> Option<String> {
         match self.take(name)? {
             Value::String(text) => Some(text),

@@ -113,7 +113,8 @@ fn unknown(importer: &str) -> ApiError {
     }
 }
 
-async fn find(app: &ApiState, repo: &str, importer: &str) -> Result<Importer, ApiError> {
+/// The importer of a path's segments.
+pub(crate) async fn find(app: &ApiState, repo: &str, importer: &str) -> Result<Importer, ApiError> {
     let repo = repositories::find_id(&app.store, repo).await?;
     let found = app.store.importer(&repo).await?;
     found

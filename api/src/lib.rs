@@ -20,6 +20,7 @@ mod plugins;
 mod query;
 mod replies;
 mod repositories;
+mod schedules;
 mod status;
 mod tasks;
 mod units;
@@ -120,6 +121,7 @@ pub fn router(state: ApiState) -> Router {
         .and(repositories::routes())
         .and(importers::routes())
         .and(distributors::routes())
+        .and(schedules::routes())
         .and(actions::routes())
         .and(units::routes())
         .and(history::routes())

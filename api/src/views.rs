@@ -12,6 +12,7 @@ use pulp_store::{
     distributors::Distributor,
     importers::Importer,
     repositories::Repository,
+    schedules::{Schedule, Target},
     tasks::Task,
     units::{Association, StoredUnit},
     uploads::Upload,
@@ -107,6 +108,43 @@ pub(crate) fn distributor(d: &Distributor) -> Value {
         "_ns": "repo_distributors",
         "_id": oid("repo_distributors", &format!("{repo}/{id}")),
         "_href": format!("{}distributors/{id}/", repository_href(repo)),
+    })
+}
+
+/// A schedule of an importer or distributor with this id.
+pub(crate) fn schedule(s: &Schedule, parent: &str, next_run: Option<Timestamp>) -> Value {
+    let (repo, id) = (s.target.repo_id().as_str(), s.id.as_str());
+    let (path, task, args, resource) = match &s.target {
+        Target::Sync(_) => (
+            format!("importers/{parent}/schedules/sync"),
+            "pulp.server.tasks.repository.sync_with_auto_publish",
+            json!([repo]),
+            format!("pulp:importer:{repo}:{parent}"),
+        ),
+        Target::Publish(..) => (
+            format!("distributors/{parent}/schedules/publish"),
+            "pulp.server.controllers.repository.queue_publish",
+            json!([repo, parent]),
+            format!("pulp:distributor:{repo}:{parent}"),
+        ),
+    };
+    json!({
+        "_id": id,
+        "_href": format!("{}{path}/{id}/", repository_href(repo)),
+        "schedule": s.schedule,
+        "enabled": s.enabled,
+        "failure_threshold": s.failure_threshold,
+        "consecutive_failures": s.consecutive_failures,
+        "first_run": s.first_run,
+        "last_run_at": s.last_run_at,
+        "next_run": next_run,
+        "remaining_runs": s.remaining_runs,
+        "total_run_count": s.total_run_count,
+        "last_updated": s.last_updated.micros() as f64 / 1e6,
+        "task": task,
+        "args": args,
+        "kwargs": {"overrides": masked(&s.override_config), "scheduled_call_id": id},
+        "resource": resource,
     })
 }
 
