@@ -378,6 +378,9 @@ pub(crate) enum Sync {
     Run(SyncArgs),
     /// follow the sync that is under way
     Status(StatusArgs),
+    /// syncs that begin by themselves
+    #[command(subcommand)]
+    Schedules(Schedules),
 }
 
 #[derive(Debug, Args)]
@@ -399,6 +402,81 @@ pub(crate) enum Publish {
     Run(RunArgs),
     /// follow the publish that is under way
     Status(StatusArgs),
+    /// publishes that begin by themselves
+    #[command(subcommand)]
+    Schedules(Schedules),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schedules {
+    /// list the schedules
+    List(ScheduleListArgs),
+    /// make a schedule
+    Create(ScheduleCreateArgs),
+    /// change a schedule
+    Update(ScheduleUpdateArgs),
+    /// delete a schedule
+    Delete(ScheduleArgs),
+    /// display when the next run is
+    Next(ScheduleNextArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleListArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// first run, counts and settings as well
+    #[arg(short, long)]
+    pub(crate) details: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleCreateArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// when: [Rn/][start/]duration of ISO 8601, like PT6H or 2026-01-01T02:00Z/P1D
+    #[arg(short, long, value_name = "WHEN")]
+    pub(crate) schedule: String,
+    /// disable it after so many failed runs in a row
+    #[arg(short, long, value_name = "NUMBER", value_parser = values::positive)]
+    pub(crate) failure_threshold: Option<Value>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleUpdateArgs {
+    #[command(flatten)]
+    pub(crate) which: ScheduleArgs,
+    /// when: [Rn/][start/]duration of ISO 8601
+    #[arg(short, long, value_name = "WHEN")]
+    pub(crate) schedule: Option<String>,
+    /// disable it after so many failed runs in a row; an empty value: never
+    #[arg(short, long, value_name = "NUMBER", value_parser = values::positive)]
+    pub(crate) failure_threshold: Option<Value>,
+    /// whether it runs
+    #[arg(long, value_name = "true|false", value_parser = values::boolean)]
+    pub(crate) enabled: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// id of the schedule
+    #[arg(long, value_name = "ID")]
+    pub(crate) schedule_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScheduleNextArgs {
+    /// id of the repository
+    #[arg(long)]
+    pub(crate) repo_id: RepositoryId,
+    /// the time alone
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]

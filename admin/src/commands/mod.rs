@@ -4,6 +4,7 @@ mod history;
 mod login;
 mod publish;
 mod repo;
+mod schedules;
 mod search;
 mod status;
 mod sync;
@@ -160,8 +161,14 @@ async fn docker(app: &App, command: DockerRepo) -> Result<(), Stop> {
         DockerRepo::Uploads(command) => uploads::run(app, command).await,
         DockerRepo::Sync(Sync::Run(args)) => sync::run(app, &args).await,
         DockerRepo::Sync(Sync::Status(args)) => sync::status(app, &args).await,
+        DockerRepo::Sync(Sync::Schedules(command)) => {
+            schedules::run(app, schedules::Kind::Sync, command).await
+        }
         DockerRepo::Publish(Publish::Run(args)) => publish::publish(app, &args).await,
         DockerRepo::Publish(Publish::Status(args)) => publish::status(app, &args, WEB_DISTRIBUTOR).await,
+        DockerRepo::Publish(Publish::Schedules(command)) => {
+            schedules::run(app, schedules::Kind::Publish, command).await
+        }
         DockerRepo::Export(Export::Run(args)) => publish::export(app, &args).await,
         DockerRepo::Export(Export::Status(args)) => publish::status(app, &args, EXPORT_DISTRIBUTOR).await,
     }

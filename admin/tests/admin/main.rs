@@ -3,4 +3,5 @@
 
 mod commands;
 mod fake;
+mod schedules;
 mod uploads;
