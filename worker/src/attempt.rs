@@ -9,14 +9,12 @@ use pulp_store::{ClaimedTask, FencedTx, StoreError, TaskLease, attempts::Outcome
 
 use crate::{
     Worker,
+    decisions::{self, Ending, Fault},
     error::TaskError,
     kinds::{self, Context},
     progress::Report,
     stop::{Stop, StopReason},
 };
-
-/// From this attempt on, an outage of the database ends a task in error instead of beginning it again.
-const GIVE_UP_AT: i64 = 8;
 
 /// Runs a claimed task and sees to its end.
 pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask) {
@@ -71,31 +69,26 @@ async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: 
         tracing::warn!(task = %lease.task_id(), now, "this attempt is over; nothing was committed");
         return;
     }
-    match context.stop.reason() {
-        Some(StopReason::LeaseLost) => {
-            tracing::warn!(task = %lease.task_id(), "left to another worker");
-        }
-        Some(StopReason::Draining) if context.stop.is_stopped() => {
+    let fault = if error.is_outage() {
+        Fault::Outage
+    } else {
+        Fault::Other
+    };
+    match decisions::ending(context.stop.reason(), fault, lease.attempt()) {
+        Ending::Leave => tracing::warn!(task = %lease.task_id(), "left to another worker"),
+        Ending::GiveBack => {
+            tracing::warn!(task = %lease.task_id(), error = ?error, "given back");
             persist(context, |worker, lease| async move {
                 worker.store.hand_back(&lease).await
             })
             .await;
-            tracing::info!(task = %lease.task_id(), "given back");
         }
-        Some(StopReason::Canceled) => {
+        Ending::Cancel => {
             context.report.end_all(StepState::Cancelled, None);
             tracing::info!(task = %lease.task_id(), "canceled");
             end(context, kind, &Outcome::Canceled).await;
         }
-        // Nothing was committed, or the fence refuses to give it back.
-        _ if error.is_outage() && lease.attempt().0 < GIVE_UP_AT => {
-            tracing::warn!(task = %lease.task_id(), error = ?error, "the database went away; given back");
-            persist(context, |worker, lease| async move {
-                worker.store.hand_back(&lease).await
-            })
-            .await;
-        }
-        _ => {
+        Ending::Fail => {
             let coded = error.coded();
             tracing::warn!(task = %lease.task_id(), code = %coded.code, "failed: {}", coded.description);
             if !matches!(error, TaskError::Rejected(_)) {

@@ -6,11 +6,12 @@
 
 mod attempt;
 mod class;
+pub mod decisions;
 mod error;
 mod kinds;
 mod progress;
-mod running;
-mod stop;
+pub mod running;
+pub mod stop;
 
 use std::{
     collections::BTreeMap,

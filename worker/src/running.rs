@@ -11,11 +11,11 @@ use crate::stop::{Stop, StopReason};
 
 /// Shared list of running tasks.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Running(Arc<Mutex<HashMap<TaskId, Stop>>>);
+pub struct Running(Arc<Mutex<HashMap<TaskId, Stop>>>);
 
 impl Running {
     /// Lists a task until the guard is dropped.
-    pub(crate) fn enter(&self, id: TaskId) -> (Stop, Entered) {
+    pub fn enter(&self, id: TaskId) -> (Stop, Entered) {
         let stop = Stop::default();
         self.lock().insert(id, stop.clone());
         (
@@ -27,20 +27,28 @@ impl Running {
         )
     }
 
-    pub(crate) fn stop(&self, id: TaskId, reason: StopReason) {
+    /// Tells one task to stop, if it runs here.
+    pub fn stop(&self, id: TaskId, reason: StopReason) {
         if let Some(stop) = self.lock().get(&id) {
             stop.stop(reason);
         }
     }
 
-    pub(crate) fn stop_all(&self, reason: StopReason) {
+    /// Tells every task to stop.
+    pub fn stop_all(&self, reason: StopReason) {
         for stop in self.lock().values() {
             stop.stop(reason);
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many run.
+    pub fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Whether none runs.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TaskId, Stop>> {
@@ -50,7 +58,7 @@ impl Running {
 
 /// Takes the task off the list when dropped.
 #[derive(Debug)]
-pub(crate) struct Entered {
+pub struct Entered {
     list: Running,
     id: TaskId,
 }

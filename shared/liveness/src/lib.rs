@@ -21,6 +21,9 @@ use pulp_store::{
 use tokio_util::sync::CancellationToken;
 
 pub mod presence;
+mod trust;
+
+pub use trust::Trust;
 
 /// What a renewal said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,10 +126,7 @@ async fn keep<F>(database: &Database, ttl: Duration, taken: Instant, renew: F)
 where
     F: Fn(Store) -> RenewFuture,
 {
-    // The time to live less a margin for the answer's way back and the work's way to a stop.
-    let trust = ttl * 4 / 5;
-    let period = ttl / 3;
-    let mut trusted_until = taken + trust;
+    let mut trust = Trust::new(ttl, taken);
     let store = match database.store.engine() {
         Engine::Sqlite => database.store.clone(),
         Engine::Postgres => match Store::connect(&database.url, 2).await {
@@ -137,27 +137,23 @@ where
             }
         },
     };
-    let mut pause = period.saturating_sub(taken.elapsed());
     loop {
-        tokio::time::sleep_until((Instant::now() + pause).min(trusted_until).into()).await;
-        let before = Instant::now();
-        let answer = tokio::time::timeout_at(trusted_until.into(), renew(store.clone())).await;
+        tokio::time::sleep_until(trust.next().into()).await;
+        let begun = Instant::now();
+        let answer = tokio::time::timeout_at(trust.until().into(), renew(store.clone())).await;
         match answer {
-            Ok(Ok(Renewal::Held)) => {
-                trusted_until = before + trust;
-                pause = period;
-            }
+            Ok(Ok(Renewal::Held)) => trust.renewed(begun, Instant::now()),
             Ok(Ok(Renewal::Lost)) => {
                 tracing::warn!("the lease is another's now");
                 return;
             }
             Ok(Err(e)) => {
                 tracing::warn!(error = %e, "a renewal failed; trying again");
-                pause = period / 8;
+                trust.failed(Instant::now());
             }
             Err(_) => {}
         }
-        if Instant::now() >= trusted_until {
+        if trust.is_over(Instant::now()) {
             tracing::warn!("no renewal in time; the lease can't be trusted any more");
             return;
         }
