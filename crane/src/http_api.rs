@@ -43,6 +43,8 @@ pub(crate) struct App {
     /// For what may change; none means to ask each time.
     pub(crate) max_age: Option<Duration>,
     pub(crate) reads: Arc<Semaphore>,
+    /// Each download in progress holds it.
+    pub(crate) downloads: Arc<()>,
     pub(crate) small: Small,
     /// Of schema 1 manifests made here.
     pub(crate) signer: Option<Signer>,
@@ -62,6 +64,7 @@ impl App {
             cdn: config.cdn.clone(),
             max_age: config.max_age,
             reads: Arc::new(Semaphore::new(DISK_READS)),
+            downloads: Arc::default(),
             small: Small::default(),
             signer: Signer::new(),
             gate: config.entitlements.as_ref().map(|e| Arc::new(Gate::open(e))),

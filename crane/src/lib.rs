@@ -115,6 +115,12 @@ impl Crane {
             v2 = tables.v2.len(),
             "finished loading metadata"
         );
+        if let (Mode::Serve { .. }, Some(sendfile)) = (&config.mode, &config.sendfile) {
+            tracing::info!(
+                ?sendfile,
+                "files are named to the web server in front, which must send them"
+            );
+        }
         let app = Arc::new(App::new(&config, tables));
         Self { app, loader, config }
     }

@@ -22,8 +22,17 @@ use crate::{
     http_api::{App, Call, FileGone},
 };
 
-/// Bytes read at once; a larger piece isn't faster, and two of them are held for each download.
+/// Bytes read at once; a larger piece isn't faster, and up to three of them are held for each download.
 const PIECE: u64 = 256 * 1024;
+
+/// Bytes read at once while so many downloads are in progress: many slow clients must not take all memory.
+const fn piece(downloads: usize) -> u64 {
+    match downloads {
+        0..=32 => PIECE,
+        33..=256 => PIECE / 4,
+        _ => PIECE / 16,
+    }
+}
 
 /// No manifest or config is larger.
 const LARGEST_JSON: u64 = 16 << 20;
@@ -103,7 +112,7 @@ pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Resu
         *response.body_mut() = match content {
             Content::Known(_) => Body::empty(),
             Content::Whole(bytes) => Body::from(bytes.slice(range.start as usize..range.end as usize)),
-            Content::Open(file, _) => body(file, range, Arc::clone(&app.reads)),
+            Content::Open(file, _) => body(app, file, range),
         };
     }
     Ok(response)
@@ -309,12 +318,15 @@ fn gone(path: &Path, error: &io::Error) -> FileGone {
 
 /// The bytes of a range, read piece by piece as the client takes them, one piece ahead. No thread waits for a slow
 /// client. A failure in the middle breaks the connection, so that the client knows.
-fn body(file: Arc<File>, range: Range<u64>, reads: Arc<Semaphore>) -> Body {
-    let starts = (range.start..range.end).step_by(PIECE as usize);
-    let pieces = stream::iter(starts)
+fn body(app: &App, file: Arc<File>, range: Range<u64>) -> Body {
+    let reads = Arc::clone(&app.reads);
+    // One more holder for each download in progress.
+    let download = Arc::clone(&app.downloads);
+    let piece = piece(Arc::strong_count(&download));
+    let pieces = stream::iter((range.start..range.end).step_by(piece as usize))
         .map(move |start| {
-            let (file, reads) = (Arc::clone(&file), Arc::clone(&reads));
-            let piece = start..range.end.min(start + PIECE);
+            let (file, reads, _in_progress) = (Arc::clone(&file), Arc::clone(&reads), &download);
+            let piece = start..range.end.min(start + piece);
             async move { read_piece(file, piece, &reads).await }
         })
         .buffered(2);

@@ -228,7 +228,8 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
     let Some(held) = found else {
         return Ok(Err(ApiError::manifest_unknown(name, reference)));
     };
-    if by_tag
+    if app.serve
+        && by_tag
         && schema1::is_wanted(&call.headers)
         && let Some(response) = as_schema1(app, repo, &holdings, held, reference).await?
     {
