@@ -19,7 +19,7 @@ pub(super) enum Kind {
 
 /// Columns of a list, and those that `--details` adds.
 const SHORT: [&str; 8] = [
-    "_id",
+    "id",
     "schedule",
     "enabled",
     "last_run_at",
@@ -56,7 +56,11 @@ pub(super) async fn run(app: &App, kind: Kind, command: Schedules) -> Result<(),
                 keys.extend(DETAILS);
             }
             for schedule in &schedules {
-                app.screen.document(&picked(schedule, &keys), &keys, Hidden::Omit);
+                let mut schedule = schedule.clone();
+                // What update and delete ask for; names that begin with _ are not shown.
+                schedule["id"] = schedule["_id"].clone();
+                app.screen
+                    .document(&picked(&schedule, &keys), &keys, Hidden::Omit);
             }
             app.screen.result(&json!(schedules));
         }

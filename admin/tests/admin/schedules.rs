@@ -86,6 +86,14 @@ async fn list_and_next_show_when_it_runs() {
     };
     let ended = fake.run(&of(&["list"])).await;
     assert!(ended.out.contains("2026-02-01T00:00:00Z"), "{}", ended.out);
+    assert!(
+        ended
+            .out
+            .lines()
+            .any(|l| l.starts_with("Id:") && l.ends_with(" a")),
+        "{}",
+        ended.out
+    );
     assert!(!ended.out.to_lowercase().contains("total"), "{}", ended.out);
     let ended = fake.run(&of(&["list", "--details"])).await;
     assert!(ended.out.to_lowercase().contains("total"), "{}", ended.out);
