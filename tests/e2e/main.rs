@@ -7,6 +7,7 @@ mod exclusion;
 mod faults;
 mod main_job;
 mod roles;
+mod schedules;
 mod settled;
 mod sync;
 mod tutorial;
