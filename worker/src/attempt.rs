@@ -12,6 +12,7 @@ use crate::{
     decisions::{self, Ending, Fault},
     error::TaskError,
     kinds::{self, Context},
+    metrics::{self, Ended},
     progress::Report,
     stop::{Stop, StopReason},
 };
@@ -28,15 +29,20 @@ pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask) {
         started: pulp_model::Timestamp::now(),
     };
     tracing::info!(task = %lease.task_id(), attempt = %lease.attempt(), kind = kind.task_type(), "running");
+    let figures = metrics::Run::begin(&kind);
     let result = tokio::select! {
         result = caught(kinds::run(&context, &kind)) => result,
         () = overdue(&worker, &stop) => Err(TaskError::Stopped),
         () = context.report.write_through(&worker.store, &lease) => Err(TaskError::Stopped),
     };
-    match result {
-        Ok(()) => tracing::info!(task = %lease.task_id(), "ended well"),
+    let ended = match result {
+        Ok(()) => {
+            tracing::info!(task = %lease.task_id(), "ended well");
+            Ended::Well
+        }
         Err(error) => end_badly(&context, &kind, error).await,
-    }
+    };
+    figures.end(ended);
     kinds::clean_up(&context, &kind).await;
 }
 
@@ -63,11 +69,11 @@ async fn caught(run: impl Future<Output = Result<(), TaskError>>) -> Result<(), 
 }
 
 /// Gives the task its terminal state, gives it back, or leaves it to whoever has it now.
-async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: TaskError) {
+async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: TaskError) -> Ended {
     let lease = &context.lease;
     if let TaskError::Store(StoreError::Fenced { now, .. }) = &error {
         tracing::warn!(task = %lease.task_id(), now, "this attempt is over; nothing was committed");
-        return;
+        return Ended::Fenced;
     }
     let fault = if error.is_outage() {
         Fault::Outage
@@ -75,18 +81,23 @@ async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: 
         Fault::Other
     };
     match decisions::ending(context.stop.reason(), fault, lease.attempt()) {
-        Ending::Leave => tracing::warn!(task = %lease.task_id(), "left to another worker"),
+        Ending::Leave => {
+            tracing::warn!(task = %lease.task_id(), "left to another worker");
+            Ended::Fenced
+        }
         Ending::GiveBack => {
             tracing::warn!(task = %lease.task_id(), error = ?error, "given back");
             persist(context, |worker, lease| async move {
                 worker.store.hand_back(&lease).await
             })
             .await;
+            Ended::GivenBack
         }
         Ending::Cancel => {
             context.report.end_all(StepState::Cancelled, None);
             tracing::info!(task = %lease.task_id(), "canceled");
             end(context, kind, &Outcome::Canceled).await;
+            Ended::Canceled
         }
         Ending::Fail => {
             let coded = error.coded();
@@ -98,6 +109,7 @@ async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: 
                 .report
                 .end_all(StepState::Failed, Some(&coded.description));
             end(context, kind, &Outcome::Failed(coded)).await;
+            Ended::Failed
         }
     }
 }

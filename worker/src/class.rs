@@ -8,7 +8,7 @@ use pulp_store::{ClaimOutcome, ClaimedTask};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Worker, attempt};
+use crate::{Worker, attempt, metrics};
 
 /// Serves the class until `end` fires.
 pub(crate) async fn serve(
@@ -43,7 +43,13 @@ pub(crate) async fn serve(
 
 /// Claims a grant and starts its run. Whatever can't be claimed is acked and forgotten: the rows tell who has it.
 async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
-    let Message::Grant { task_id, attempt, .. } = *delivery.message() else {
+    let Message::Grant {
+        task_id,
+        attempt,
+        class,
+        ..
+    } = *delivery.message()
+    else {
         tracing::warn!(
             message = delivery.message().type_name(),
             "not a grant; passed over"
@@ -53,10 +59,12 @@ async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePer
     };
     match worker.store.claim(task_id, attempt, &worker.incarnation).await {
         Ok(ClaimOutcome::Claimed(claimed)) => {
+            metrics::claimed(class, "claimed");
             settle(delivery).await;
             start(worker, *claimed, slot, tasks);
         }
         Ok(ClaimOutcome::Refused) => {
+            metrics::claimed(class, "refused");
             tracing::debug!(task = %task_id, %attempt, "claimed by another, or over");
             settle(delivery).await;
         }

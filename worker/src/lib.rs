@@ -9,6 +9,7 @@ mod class;
 pub mod decisions;
 mod error;
 mod kinds;
+mod metrics;
 mod progress;
 pub mod running;
 pub mod stop;
