@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use pulp_model::{Timestamp, task::{TaskClass, TaskState}};
+use pulp_model::{
+    Timestamp,
+    task::{TaskClass, TaskState},
+};
 use sqlx::Row as _;
 
 use crate::{Store, StoreError, tasks::state};
@@ -40,8 +43,9 @@ impl Store {
             .map(|r| {
                 let class: String = r.try_get("class")?;
                 Ok(LiveFigures {
-                    class: TaskClass::parse(&class)
-                        .ok_or_else(|| StoreError::corrupt("tasks.class", format!("unknown class {class}")))?,
+                    class: TaskClass::parse(&class).ok_or_else(|| {
+                        StoreError::corrupt("tasks.class", format!("unknown class {class}"))
+                    })?,
                     state: state(r)?,
                     count: r.try_get("n")?,
                     oldest: since(Timestamp(r.try_get("oldest")?), now),
@@ -55,7 +59,10 @@ impl Store {
         let now = self.now().await?;
         let sql = "SELECT COUNT(*) AS n, COALESCE(MIN(created), $1) AS oldest FROM outbox";
         let found = sqlx::query(sql).bind(now.micros()).fetch_one(&self.pool).await?;
-        Ok(OutboxFigures { depth: found.try_get("n")?, lag: since(Timestamp(found.try_get("oldest")?), now) })
+        Ok(OutboxFigures {
+            depth: found.try_get("n")?,
+            lag: since(Timestamp(found.try_get("oldest")?), now),
+        })
     }
 }
 

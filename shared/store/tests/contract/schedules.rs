@@ -247,7 +247,11 @@ async fn many_schedulers_at_once_fire_each_slot_once(bed: &Bed) {
     assert_eq!(fired.len(), made.len(), "none is fired twice");
     assert_eq!(bed.number("SELECT COUNT(*) FROM tasks").await, 12);
     assert_eq!(bed.number("SELECT COUNT(*) FROM schedule_fires").await, 12);
-    assert_eq!(bed.number("SELECT CAST(SUM(total_run_count) AS BIGINT) FROM schedules").await, 12);
+    assert_eq!(
+        bed.number("SELECT CAST(SUM(total_run_count) AS BIGINT) FROM schedules")
+            .await,
+        12
+    );
 }
 
 async fn a_slot_that_has_its_task_is_not_fired_again_whatever_the_schedule_says(bed: &Bed) {
