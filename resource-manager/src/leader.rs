@@ -1,16 +1,23 @@
 //! What a leader does: takes in what is new, grants what may go, revokes what the dead hold.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use pulp_broker::{Broker, BrokerError, Consumer, Delivery, Queue, ack_all};
-use pulp_model::{Epoch, TaskId, task::TaskState};
+use pulp_model::{Epoch, TaskId, Timestamp, task::TaskState};
 use pulp_store::{
     Store, StoreError,
     grants::{Grant, LiveTask},
+    workers::Capacity,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Settings, ledger::Ledger, lock_table::LockTable, metrics};
+use crate::{
+    Settings,
+    ledger::Ledger,
+    lock_table::{LockTable, Waiter},
+    metrics,
+    pace::Pace,
+};
 
 /// Deliveries that wait for one commit.
 const INTAKE_BATCH: u16 = 512;
@@ -108,6 +115,11 @@ pub struct Leader<'a, L> {
     ledger: &'a L,
     epoch: Epoch,
     table: LockTable,
+    pace: Pace,
+    /// The database's clock when the pace was last set.
+    now: Timestamp,
+    /// Tasks that wait for a worker that can run them, or for their instant.
+    held_back: HashMap<TaskId, LiveTask>,
 }
 
 impl<'a, L: Ledger> Leader<'a, L> {
@@ -118,6 +130,9 @@ impl<'a, L: Ledger> Leader<'a, L> {
             ledger,
             epoch,
             table: LockTable::default(),
+            pace: Pace::default(),
+            now: Timestamp(0),
+            held_back: HashMap::new(),
         }
     }
 
@@ -132,7 +147,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
             Err(e) => {
                 tracing::warn!(error = %e, "the table is read anew");
                 // Memory may be ahead of what was committed; only the rows tell.
-                self.table = LockTable::default();
+                self.forget_all();
                 Next::Sweep
             }
         }
@@ -153,10 +168,66 @@ impl<'a, L: Ledger> Leader<'a, L> {
         let live = self.ledger.live_among(ids).await?;
         let alive: HashSet<TaskId> = live.iter().map(|t| t.id).collect();
         for id in ids.iter().filter(|id| !alive.contains(id)) {
+            if let Some(class) = self.table.class_of_holder(*id) {
+                self.pace.ended(class);
+            }
             self.table.forget(*id);
+            self.held_back.remove(id);
         }
-        for task in &live {
-            know(&mut self.table, task);
+        for task in live {
+            self.know(task);
+        }
+        Ok(())
+    }
+
+    fn know(&mut self, task: LiveTask) {
+        let eligible = self.is_eligible(&task);
+        let waiter = Waiter {
+            id: task.id,
+            created: task.created,
+            class: task.class,
+            owner: task.owner.as_str(),
+            eligible,
+            claims: &task.claims,
+        };
+        if task.state == TaskState::Waiting {
+            self.table.wait(&waiter);
+        } else {
+            self.table.hold(&waiter);
+        }
+        if eligible || task.state != TaskState::Waiting {
+            self.held_back.remove(&task.id);
+        } else {
+            self.held_back.insert(task.id, task);
+        }
+    }
+
+    /// Whether a live worker can run it, and its instant has come.
+    fn is_eligible(&self, task: &LiveTask) -> bool {
+        task.not_before.is_none_or(|at| at <= self.now)
+            && self
+                .pace
+                .can_run(task.class, &task.kind_name, task.schema_version)
+    }
+
+    fn forget_all(&mut self) {
+        self.table = LockTable::default();
+        self.held_back.clear();
+    }
+
+    /// Asks what the live workers can run, and lets go what was held back for want of it.
+    async fn set_pace(&mut self) -> Result<(), StoreError> {
+        let Capacity { now, serving } = self.ledger.capacity().await?;
+        self.pace.serve(serving);
+        self.now = now;
+        let freed: Vec<LiveTask> = self
+            .held_back
+            .values()
+            .filter(|t| self.is_eligible(t))
+            .cloned()
+            .collect();
+        for task in freed {
+            self.know(task);
         }
         Ok(())
     }
@@ -164,14 +235,15 @@ impl<'a, L: Ledger> Leader<'a, L> {
     /// Grants what may go, in batches.
     async fn grant(&mut self) -> Result<(), StoreError> {
         loop {
-            let admitted = self.table.admit(self.settings.grant_batch);
+            let room = self.pace.room(&self.table);
+            let admitted = self.table.admit(self.settings.grant_batch, room);
             if admitted.is_empty() {
                 return Ok(());
             }
             let live = self.ledger.live_among(&admitted).await?;
             let grants: Vec<Grant> = live
                 .iter()
-                .filter(|t| t.state == TaskState::Waiting)
+                .filter(|t| t.state == TaskState::Waiting && self.is_eligible(t))
                 .map(|t| Grant {
                     id: t.id,
                     class: t.class,
@@ -186,7 +258,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 .map(|(id, _)| id)
                 .collect();
             metrics::granted(granted.len());
-            // Canceled in between: it holds nothing, and may have let others go.
+            // Canceled or put off in between: it holds nothing, and may have let others go.
             let passed_over: Vec<TaskId> = admitted.into_iter().filter(|id| !granted.contains(id)).collect();
             self.look_at(&passed_over).await?;
         }
@@ -210,6 +282,8 @@ impl<'a, L: Ledger> Leader<'a, L> {
         }
         metrics::revoked(revoked.len());
         let ids: Vec<TaskId> = revoked.into_iter().map(|(id, _)| id).chain(canceled).collect();
+        self.pace.tick();
+        self.set_pace().await?;
         self.look_at(&ids).await?;
         self.grant().await
     }
@@ -218,11 +292,11 @@ impl<'a, L: Ledger> Leader<'a, L> {
     /// unclaimed grant can still be waiting in a queue.
     pub async fn sweep(&mut self, queues_are_empty: bool) -> Result<(), StoreError> {
         let live = self.ledger.live_tasks().await?;
-        let mut table = LockTable::default();
-        for task in &live {
-            know(&mut table, task);
+        self.forget_all();
+        self.set_pace().await?;
+        for task in live {
+            self.know(task);
         }
-        self.table = table;
         self.grant().await?;
         if queues_are_empty {
             let resent = self
@@ -239,13 +313,6 @@ impl<'a, L: Ledger> Leader<'a, L> {
             tracing::error!(violations, "reservations conflict or have no owner");
         }
         Ok(())
-    }
-}
-
-fn know(table: &mut LockTable, task: &LiveTask) {
-    match task.state {
-        TaskState::Waiting => table.wait(task.id, task.created, &task.claims),
-        _ => table.hold(task.id, task.created, &task.claims),
     }
 }
 

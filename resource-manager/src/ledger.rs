@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use pulp_model::{Attempt, Epoch, TaskId};
+use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
 use pulp_store::{
     Store, StoreError,
     grants::{Grant, LiveTask, Revoked},
+    workers::{Capacity, Serving},
 };
 
 /// The rows that a leader decides by. Each call is one transaction; those that write are refused under an old epoch.
@@ -28,6 +29,14 @@ pub trait Ledger {
         max_attempts: i64,
     ) -> Result<Vec<(TaskId, Revoked)>, StoreError>;
     async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError>;
+    /// A ledger that leaves it out has workers for everything.
+    async fn capacity(&self) -> Result<Capacity, StoreError> {
+        let slots = TaskClass::ALL.into_iter().map(|class| (class, u32::MAX));
+        Ok(Capacity {
+            now: Timestamp(0),
+            serving: vec![Serving::of_this_release(slots.collect())],
+        })
+    }
     async fn reservation_violations(&self) -> Result<i64, StoreError>;
 }
 
@@ -62,6 +71,10 @@ impl Ledger for Store {
 
     async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError> {
         self.force_cancel(epoch, grace).await
+    }
+
+    async fn capacity(&self) -> Result<Capacity, StoreError> {
+        self.capacity().await
     }
 
     async fn reservation_violations(&self) -> Result<i64, StoreError> {

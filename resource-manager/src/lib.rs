@@ -10,6 +10,8 @@ pub mod lock_table;
 mod metrics;
 #[cfg(feature = "mutations")]
 pub mod mutations;
+pub mod pace;
+pub mod rotation;
 
 pub use ledger::Ledger;
 

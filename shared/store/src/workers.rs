@@ -61,6 +61,15 @@ impl Serving {
     }
 }
 
+/// What all live workers can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// When, by the database's clock.
+    pub now: Timestamp,
+    /// Each worker that has slots.
+    pub serving: Vec<Serving>,
+}
+
 /// A process that has shown itself lately.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownWorker {
@@ -208,18 +217,20 @@ impl Store {
             .collect()
     }
 
-    /// What the live workers can run, those without slots left out.
-    pub async fn serving(&self) -> Result<Vec<Serving>, StoreError> {
+    /// What the live workers can run now, those without slots left out.
+    pub async fn capacity(&self) -> Result<Capacity, StoreError> {
         let now = self.now().await?;
         let sql = "SELECT slots, supports FROM workers WHERE expires >= $1 AND slots <> '{}' ORDER BY name";
         let rows = sqlx::query(sql).bind(now.micros()).fetch_all(&self.pool).await?;
-        rows.iter()
+        let serving = rows
+            .iter()
             .map(|r| {
                 Ok(Serving {
                     slots: row::json(r, "slots")?,
                     supports: row::json(r, "supports")?,
                 })
             })
-            .collect()
+            .collect::<Result<_, StoreError>>()?;
+        Ok(Capacity { now, serving })
     }
 }
