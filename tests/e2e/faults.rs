@@ -168,7 +168,7 @@ fn roles(cluster: &mut Cluster) -> impl Iterator<Item = &mut pulp_tests::Pulp> {
         .chain(others)
 }
 
-/// The design's promise, with the default lease of four seconds.
+/// The design's promise, with the default lease of three seconds.
 #[test]
 fn a_standby_grants_within_five_seconds_of_its_leaders_death() -> Result<()> {
     let mut cluster = Cluster::start()?;

@@ -404,7 +404,7 @@ mod tests {
             config.crane_data_dir(),
             Path::new("/var/lib/pulp/published/docker")
         );
-        assert_eq!(config.tasks.lease_ttl, Duration::from_secs(4));
+        assert_eq!(config.tasks.lease_ttl, Duration::from_secs(3));
     }
 
     #[test]

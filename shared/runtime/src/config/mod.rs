@@ -229,7 +229,7 @@ pub struct TasksConfig {
 impl Default for TasksConfig {
     fn default() -> Self {
         Self {
-            lease_ttl: Duration::from_secs(4),
+            lease_ttl: Duration::from_secs(3),
             worker_ttl: Duration::from_secs(12),
             cancel_grace: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
