@@ -105,7 +105,7 @@ async fn fire_due(store: &Store, stop: &CancellationToken) -> Result<u64, StoreE
             // Another scheduler was first.
             Ok(None) => {}
             Err(e) => {
-                tracing::warn!(schedule = %due.id, repository = %due.repo_id, error = %e, "a slot is put off")
+                tracing::warn!(schedule = %due.id, repository = %due.repo_id, error = %e, "a slot is put off");
             }
         }
     }
