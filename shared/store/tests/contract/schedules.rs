@@ -128,8 +128,14 @@ async fn a_schedule_is_read_back_as_it_was_made(bed: &Bed) {
         other.first_run >= made.last_updated,
         "without a start it begins when it is made"
     );
-    assert_eq!(bed.schedules_of(&sync).await.unwrap(), [made.clone()]);
-    assert_eq!(bed.schedules_of(&publish).await.unwrap(), [other.clone()]);
+    assert_eq!(
+        bed.schedules_of(&sync).await.unwrap(),
+        std::slice::from_ref(&made)
+    );
+    assert_eq!(
+        bed.schedules_of(&publish).await.unwrap(),
+        std::slice::from_ref(&other)
+    );
     // An id of another target is none.
     assert!(bed.schedule(&publish, &made.id).await.unwrap().is_none());
     let mut tx = bed.begin().await.unwrap();
