@@ -115,6 +115,9 @@ pub struct Leader<'a, L> {
     ledger: &'a L,
     epoch: Epoch,
     table: LockTable,
+    /// Whether the table knows every task there is. Until then nothing is granted: what it doesn't know may have come
+    /// first.
+    complete: bool,
     pace: Pace,
     /// The database's clock when the pace was last set.
     now: Timestamp,
@@ -130,6 +133,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
             ledger,
             epoch,
             table: LockTable::default(),
+            complete: false,
             pace: Pace::default(),
             now: Timestamp(0),
             held_back: HashMap::new(),
@@ -212,6 +216,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
 
     fn forget_all(&mut self) {
         self.table = LockTable::default();
+        self.complete = false;
         self.held_back.clear();
     }
 
@@ -234,6 +239,9 @@ impl<'a, L: Ledger> Leader<'a, L> {
 
     /// Grants what may go, in batches.
     async fn grant(&mut self) -> Result<(), StoreError> {
+        if !self.complete {
+            return Ok(());
+        }
         loop {
             let room = self.pace.room(&self.table);
             let admitted = self.table.admit(self.settings.grant_batch, room);
@@ -297,6 +305,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         for task in live {
             self.know(task);
         }
+        self.complete = true;
         self.grant().await?;
         if queues_are_empty {
             let resent = self
