@@ -14,13 +14,13 @@ use crate::{
     kinds::{self, Context},
     metrics::{self, Ended},
     progress::Report,
+    running::Entered,
     stop::{Stop, StopReason},
 };
 
 /// Runs a claimed task and sees to its end.
-pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask) {
+pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _entered): (Stop, Entered)) {
     let ClaimedTask { lease, kind } = claimed;
-    let (stop, _entered) = worker.running.enter(lease.task_id());
     let context = Context {
         worker: Arc::clone(&worker),
         lease: lease.clone(),

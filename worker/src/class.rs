@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use pulp_broker::{BrokerError, Consumer, Delivery, Message, Queue};
-use pulp_model::task::TaskClass;
-use pulp_store::{ClaimOutcome, ClaimedTask};
+use pulp_model::{Attempt, TaskId, task::TaskClass};
+use pulp_runtime::backoff::Backoff;
+use pulp_store::{ClaimOutcome, ClaimedTask, StoreError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -37,12 +38,18 @@ pub(crate) async fn serve(
             // Before the ack: otherwise the broker parks the next grant here, where nobody can run it.
             grants.pause().await;
         }
-        take(&worker, &delivery, slot, &tasks).await;
+        take(&worker, &delivery, slot, &tasks, &end).await;
     }
 }
 
 /// Claims a grant and starts its run. Whatever can't be claimed is acked and forgotten: the rows tell who has it.
-async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
+async fn take(
+    worker: &Arc<Worker>,
+    delivery: &Delivery,
+    slot: OwnedSemaphorePermit,
+    tasks: &TaskTracker,
+    end: &CancellationToken,
+) {
     let Message::Grant {
         task_id,
         attempt,
@@ -57,7 +64,7 @@ async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePer
         settle(delivery).await;
         return;
     };
-    match worker.store.claim(task_id, attempt, &worker.incarnation).await {
+    match claim(worker, task_id, attempt, end).await {
         Ok(ClaimOutcome::Claimed(claimed)) => {
             metrics::claimed(class, "claimed");
             settle(delivery).await;
@@ -74,19 +81,41 @@ async fn take(worker: &Arc<Worker>, delivery: &Delivery, slot: OwnedSemaphorePer
         }
         // Not acked: it goes to another worker, or is sent again.
         Ok(ClaimOutcome::WorkerLost) => tracing::warn!(task = %task_id, "not claimed: the lease is lost"),
-        Err(e) => {
-            tracing::warn!(task = %task_id, error = %e, "can't claim");
-            // The grant is lost to us; the resource manager sends it again when no worker has claimed it.
-            settle(delivery).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+        // Not acked either, and if it was committed, the end of our own lease takes it from us.
+        Err(e) => tracing::warn!(task = %task_id, error = %e, "can't claim, and the worker ends"),
+    }
+}
+
+/// Asks until there is an answer, or the worker ends: a claim that failed may have been committed all the same, and
+/// then the task is ours, so that nobody else would ever run it.
+async fn claim(
+    worker: &Worker,
+    task: TaskId,
+    attempt: Attempt,
+    end: &CancellationToken,
+) -> Result<ClaimOutcome, StoreError> {
+    let mut backoff = Backoff::for_connections();
+    loop {
+        if worker.running.contains(task) {
+            return Ok(ClaimOutcome::Refused);
+        }
+        match worker.store.claim(task, attempt, &worker.incarnation).await {
+            Err(e) if !end.is_cancelled() => tracing::warn!(task = %task, error = %e, "can't claim; asking again"),
+            answer => return answer,
+        }
+        tokio::select! {
+            () = backoff.sleep() => {}
+            () = end.cancelled() => {}
         }
     }
 }
 
 fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
     let worker = Arc::clone(worker);
+    // Before anything else runs: a copy of the grant must find it.
+    let entered = worker.running.enter(claimed.lease.task_id());
     tasks.spawn(async move {
-        attempt::run(worker, claimed).await;
+        attempt::run(worker, claimed, entered).await;
         drop(slot);
     });
 }

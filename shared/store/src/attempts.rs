@@ -106,6 +106,9 @@ impl DerefMut for FencedTx {
 
 impl Store {
     /// Turns a grant into a run: `accepted` with this attempt becomes `running`, ours.
+    ///
+    /// Whose answer was lost asks again, and is told that it is theirs: nobody else can have it, and only a worker's
+    /// death would free it. So the worker itself must know which of its claims it runs already.
     pub async fn claim(
         &self,
         id: TaskId,
@@ -127,7 +130,8 @@ impl Store {
             return Ok(ClaimOutcome::WorkerLost);
         };
         let sql = "UPDATE tasks SET state = 'running', worker_name = $3, incarnation = $4, started = $5, progressed = $5 \
-                   WHERE task_id = $1 AND attempt = $2 AND state = 'accepted' \
+                   WHERE task_id = $1 AND attempt = $2 \
+                   AND (state = 'accepted' OR (state = 'running' AND worker_name = $3 AND incarnation = $4)) \
                    RETURNING kind, kind_name, schema_version, declined";
         let found = sqlx::query(sql)
             .bind(id.to_string())

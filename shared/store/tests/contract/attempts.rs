@@ -19,6 +19,7 @@ use crate::{
 contract!(
     a_claim_runs_the_task_and_tells_what_to_do,
     of_many_claims_of_one_grant_one_succeeds,
+    a_claim_whose_answer_was_lost_is_answered_again_until_the_run_has_ended,
     a_claim_with_another_attempt_is_refused,
     a_claim_of_a_waiting_or_unknown_task_is_refused,
     a_claim_by_a_worker_without_a_lease_is_refused_and_the_task_waits_on,
@@ -75,6 +76,19 @@ async fn of_many_claims_of_one_grant_one_succeeds(bed: &Bed) {
 
 fn assert_refused(outcome: &ClaimOutcome) {
     assert!(matches!(outcome, ClaimOutcome::Refused), "{outcome:?}");
+}
+
+async fn a_claim_whose_answer_was_lost_is_answered_again_until_the_run_has_ended(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let (worker, other) = (bed.worker(LONG).await, bed.worker(LONG).await);
+    let id = bed.enqueue(&delete("r")).await;
+    let attempt = bed.grant(epoch, id, &delete("r")).await.unwrap();
+    let first = claimed(bed.claim(id, attempt, &worker).await.unwrap());
+    let again = claimed(bed.claim(id, attempt, &worker).await.unwrap());
+    assert_eq!(first.lease, again.lease);
+    assert_refused(&bed.claim(id, attempt, &other).await.unwrap());
+    finish(bed.begin_fenced(&again.lease).await.unwrap()).await;
+    assert_refused(&bed.claim(id, attempt, &worker).await.unwrap());
 }
 
 async fn a_claim_with_another_attempt_is_refused(bed: &Bed) {

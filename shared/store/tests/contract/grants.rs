@@ -301,7 +301,7 @@ async fn a_grant_that_nobody_claimed_is_sent_again_under_the_same_attempt(bed: &
     );
     // Of the two messages only one claims.
     claimed(bed.claim(id, attempt, &worker).await.unwrap());
-    let copy = bed.claim(id, attempt, &worker).await.unwrap();
+    let copy = bed.claim(id, attempt, &bed.worker(LONG).await).await.unwrap();
     assert!(matches!(copy, ClaimOutcome::Refused), "{copy:?}");
     tick(bed).await;
     assert_eq!(bed.resend_unclaimed(epoch, BLINK).await.unwrap(), 0);
