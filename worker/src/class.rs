@@ -100,7 +100,9 @@ async fn claim(
             return Ok(ClaimOutcome::Refused);
         }
         match worker.store.claim(task, attempt, &worker.incarnation).await {
-            Err(e) if !end.is_cancelled() => tracing::warn!(task = %task, error = %e, "can't claim; asking again"),
+            Err(e) if !end.is_cancelled() => {
+                tracing::warn!(task = %task, error = %e, "can't claim; asking again")
+            }
             answer => return answer,
         }
         tokio::select! {
