@@ -1,7 +1,7 @@
 //! The tasks that run here, each with its stop signal.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +15,8 @@ pub struct Running(Arc<Mutex<List>>);
 
 #[derive(Debug, Default)]
 struct List {
-    tasks: HashMap<TaskId, Stop>,
+    /// Ordered, so that all are stopped in the same order in every run of a simulation.
+    tasks: BTreeMap<TaskId, Stop>,
     /// Why all were stopped; it holds for those that come after, too.
     all: Option<StopReason>,
 }
