@@ -351,6 +351,11 @@ async fn work(ctx: &Ctx, settings: &Rc<Settings>, life: Life, taken: std::time::
             };
             if let Some(reason) = reason {
                 worker.running.stop_all(reason);
+                tokio::select! {
+                    biased;
+                    () = worker.tasks.wait() => {}
+                    () = lost.cancelled() => worker.running.stop_all(StopReason::LeaseLost),
+                }
                 worker.tasks.wait().await;
             }
         }
@@ -508,7 +513,7 @@ async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered)
         let _at_work = AtWork { ctx, lease };
         tokio::select! {
             biased;
-            () = overdue(worker, &stop) => Err(Fault::Other),
+            () = stop.overdue(|| ctx.sleep(worker.settings.worker_grace)) => Err(Fault::Other),
             result = effect(ctx, lease, &stop) => result,
         }
     };
@@ -540,13 +545,6 @@ async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered)
             return;
         }
         ctx.sleep(pause(ctx)).await;
-    }
-}
-
-async fn overdue(worker: &Worker, stop: &Stop) {
-    stop.stopped().await;
-    if stop.reason() == Some(StopReason::Canceled) {
-        worker.ctx.sleep(worker.settings.worker_grace).await;
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _enter
     let figures = metrics::Run::begin(&kind);
     let result = tokio::select! {
         result = caught(kinds::run(&context, &kind)) => result,
-        () = overdue(&worker, &stop) => Err(TaskError::Stopped),
+        () = stop.overdue(|| tokio::time::sleep(worker.settings.cancel_grace)) => Err(TaskError::Stopped),
         () = context.report.write_through(&worker.store, &lease) => Err(TaskError::Stopped),
     };
     let ended = match result {
@@ -44,14 +44,6 @@ pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _enter
     };
     figures.end(ended);
     kinds::clean_up(&context, &kind).await;
-}
-
-/// Fires when a task that was told to stop has had its time.
-async fn overdue(worker: &Worker, stop: &Stop) {
-    stop.stopped().await;
-    if stop.reason() == Some(StopReason::Canceled) {
-        tokio::time::sleep(worker.settings.cancel_grace).await;
-    }
 }
 
 /// A panic of a task ends the task, not the worker.

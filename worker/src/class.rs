@@ -101,7 +101,7 @@ async fn claim(
         }
         match worker.store.claim(task, attempt, &worker.incarnation).await {
             Err(e) if !end.is_cancelled() => {
-                tracing::warn!(task = %task, error = %e, "can't claim; asking again")
+                tracing::warn!(task = %task, error = %e, "can't claim; asking again");
             }
             answer => return answer,
         }

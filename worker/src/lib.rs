@@ -211,6 +211,11 @@ async fn drain(
         () = shutdown.hard().cancelled() => end(StopReason::Draining),
         () = keeper.lost().cancelled() => end(StopReason::LeaseLost),
     }
+    // A canceled task may still have its grace; the lease must last as long.
+    tokio::select! {
+        () = tasks.wait() => return,
+        () = keeper.lost().cancelled() => end(StopReason::LeaseLost),
+    }
     tasks.wait().await;
 }
 

@@ -58,7 +58,9 @@ impl Running {
     /// Tells every task to stop, also those that come after.
     pub fn stop_all(&self, reason: StopReason) {
         let mut list = self.lock();
-        list.all.get_or_insert(reason);
+        if list.all.is_none() || reason == StopReason::LeaseLost {
+            list.all = Some(reason);
+        }
         for stop in list.tasks.values() {
             stop.stop(reason);
         }
