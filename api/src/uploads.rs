@@ -136,11 +136,11 @@ async fn write_chunk(
     if offset > size {
         return Err(beyond_end(offset, size).into());
     }
-    cut(&file, &path, size).await?;
+    cut(&mut file, &path, size).await?;
     let end = match receive(&mut file, &path, offset, request.into_body(), limit).await {
         Ok(end) => end,
         Err(error) => {
-            if let Err(error) = cut(&file, &path, size).await {
+            if let Err(error) = cut(&mut file, &path, size).await {
                 tracing::warn!(upload_id = %id, %error, "a chunk that broke off is left for later");
             }
             return Err(error);
@@ -159,7 +159,10 @@ async fn write_chunk(
 
 /// Cuts away what a chunk left that broke off: bytes beyond the size were never acknowledged, so nobody may take
 /// them for content. Done before each chunk and before an import, since a request can vanish at any point.
-async fn cut(file: &File, path: &Path, size: u64) -> Result<(), ApiError> {
+async fn cut(file: &mut File, path: &Path, size: u64) -> Result<(), ApiError> {
+    // A write goes on in the background after its call has returned. One that is still under way would land behind
+    // the cut; one that failed has left nothing to keep.
+    let _ = file.flush().await;
     let length = file.metadata().await.map_err(|e| storage(path, e))?.len();
     if length > size {
         file.set_len(size).await.map_err(|e| storage(path, e))?;
@@ -170,8 +173,8 @@ async fn cut(file: &File, path: &Path, size: u64) -> Result<(), ApiError> {
 /// Makes sure that an upload's file holds what its row says, neither less nor more.
 pub(crate) async fn settle(app: &ApiState, upload: &Upload) -> Result<(), ApiError> {
     let path = file_of(app, upload.id);
-    let file = locked(&path).await?;
-    cut(&file, &path, upload.size).await?;
+    let mut file = locked(&path).await?;
+    cut(&mut file, &path, upload.size).await?;
     let length = file.metadata().await.map_err(|e| storage(&path, e))?.len();
     if length < upload.size {
         let text = format!(
