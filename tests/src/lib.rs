@@ -6,6 +6,7 @@
 
 pub mod http;
 pub mod images;
+pub mod network;
 pub mod saved;
 
 use std::{
@@ -405,8 +406,7 @@ impl Standalone {
     pub fn crash_and_start_again(&mut self) -> Result<()> {
         self.process.kill()?;
         let env = self.env.clone();
-        let env: Vec<(&str, &str)> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-        (self.process, self.api, self.crane) = Self::run(self.folder.path(), &env)?;
+        (self.process, self.api, self.crane) = Self::run(self.folder.path(), &words(&env))?;
         Ok(())
     }
 
@@ -496,6 +496,8 @@ pub struct ClusterOptions<'a> {
     pub broker_url: Option<String>,
     /// Lines of `[tasks]`.
     pub tasks: &'a str,
+    /// Variables of a process, by its name: `manager-0`, `worker-1`, `api`, `crane`, `scheduler`.
+    pub env: &'a dyn Fn(&str) -> Vec<(String, String)>,
 }
 
 impl Default for ClusterOptions<'_> {
@@ -507,6 +509,7 @@ impl Default for ClusterOptions<'_> {
             database_url: None,
             broker_url: None,
             tasks: "worker_ttl_seconds = 6",
+            env: &|_| Vec::new(),
         }
     }
 }
@@ -555,8 +558,10 @@ impl Cluster {
             "manage-db: {}",
             String::from_utf8_lossy(&migrated.stderr)
         );
-        let start =
-            |name: &str, role: &str| Pulp::start(name, folder.path(), &[role, "--config", &path], &[]);
+        let start = |name: &str, role: &str| {
+            let env = (options.env)(name);
+            Pulp::start(name, folder.path(), &[role, "--config", &path], &words(&env))
+        };
         let cluster = Self {
             managers: (0..managers)
                 .map(|n| start(&format!("manager-{n}"), "resource-manager"))
@@ -581,8 +586,13 @@ impl Cluster {
 
     /// Starts one more process of a role.
     pub fn start_role(&self, name: &str, role: &str) -> Result<Pulp> {
+        self.start_role_with(name, role, &[])
+    }
+
+    /// As [`start_role`](Self::start_role), with variables of its own.
+    pub fn start_role_with(&self, name: &str, role: &str, env: &[(String, String)]) -> Result<Pulp> {
         let path = self.config.display().to_string();
-        Pulp::start(name, self.folder.path(), &[role, "--config", &path], &[])
+        Pulp::start(name, self.folder.path(), &[role, "--config", &path], &words(env))
     }
 
     /// Runs a statement in this cluster's database; gives the rows, unaligned.
@@ -664,6 +674,10 @@ pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Re
         #[allow(clippy::disallowed_methods)]
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn words(env: &[(String, String)]) -> Vec<(&str, &str)> {
+    env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect()
 }
 
 /// Runs a future to its end from code that blocks.
