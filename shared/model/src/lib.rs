@@ -5,6 +5,7 @@
 //! beside the types they speak of. Nothing here reads a clock, a file or a socket.
 
 pub mod config;
+pub mod deadline;
 pub mod digest;
 pub mod error;
 pub mod history;
@@ -14,16 +15,19 @@ pub mod importer;
 pub mod media_type;
 pub mod name;
 pub mod progress;
+pub mod puller;
 pub mod schedule;
 pub mod tag_filter;
 pub mod task;
 pub mod time;
 pub mod unit;
+pub mod wait;
 
 pub use digest::{Algorithm, Digest};
 pub use error::{CodedError, ErrorCode};
 pub use id::{Attempt, Epoch, TaskId, UploadId, VersionNumber, WorkerName};
 pub use media_type::MediaType;
-pub use name::{DistributorId, Login, RegistryId, RepositoryId, TagName};
+pub use name::{DistributorId, Login, RegistryId, RepositoryId, RobotName, TagName};
+pub use puller::Puller;
 pub use schedule::ScheduleId;
 pub use time::Timestamp;

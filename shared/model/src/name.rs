@@ -97,6 +97,12 @@ name! {
     |t| (1..=100).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b".@-_".contains(&b))
 }
 
+name! {
+    /// A robot's name: credentials of a program. It logs in as `robot+<name>`.
+    RobotName, "robot name", "letters, digits, '.', '-' and '_' (1 to 100 of them)",
+    |t| (1..=100).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b))
+}
+
 /// One slash-separated part: runs of `[a-z0-9]`, between two runs one `.`, one `_`, `__`, or any number of `-`.
 /// Linear time, unlike the pattern it stands for.
 fn is_registry_part(part: &str) -> bool {
