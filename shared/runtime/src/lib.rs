@@ -2,6 +2,8 @@
 
 pub mod backoff;
 pub mod config;
+pub mod export;
+mod json_log;
 pub mod shutdown;
 pub mod telemetry;
 

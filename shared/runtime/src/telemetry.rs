@@ -2,7 +2,10 @@
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{LogConfig, LogFormat};
+use crate::{
+    config::{LogConfig, LogFormat},
+    json_log::Flat,
+};
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +61,8 @@ pub fn init(config: &LogConfig) -> Result<(), TelemetryError> {
         LogFormat::Json => registry
             .with(
                 fmt::layer()
-                    .json()
-                    .flatten_event(true)
+                    .fmt_fields(fmt::format::JsonFields::new())
+                    .event_format(Flat)
                     .with_writer(std::io::stderr),
             )
             .try_init(),

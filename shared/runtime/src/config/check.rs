@@ -17,6 +17,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     storage(config, &mut demand);
     server(config, &mut demand);
     tasks(config, &mut demand);
+    tracing(config, &mut demand);
     if let Err(e) = crate::telemetry::filter(&config.log.level) {
         demand(false, "log.level", e.to_string());
     }
@@ -170,6 +171,18 @@ fn tasks(config: &Config, demand: &mut impl FnMut(bool, &'static str, String)) {
         "tasks.grant_batch",
         "must be 1 to 10000".into(),
     );
+    // A misspelt owner would only be a weight that never counts.
+    let known = |owner: &str| {
+        matches!(owner, "scheduler" | "system")
+            || owner.strip_prefix("user:").is_some_and(|login| !login.is_empty())
+    };
+    for owner in tasks.owner_weights.keys() {
+        demand(
+            known(owner),
+            "tasks.owner_weights",
+            format!("{owner:?} is none of user:<login>, scheduler and system"),
+        );
+    }
     demand(
         tasks.max_expanded_bytes >= 1,
         "tasks.max_expanded_bytes",
@@ -181,10 +194,42 @@ fn tasks(config: &Config, demand: &mut impl FnMut(bool, &'static str, String)) {
         "must be 1 to 67108864 (64 MiB)".into(),
     );
     demand(
+        tasks
+            .end_stalled_after
+            .is_none_or(|end| end >= tasks.stalled_after),
+        "tasks.end_stalled_after",
+        "must not be shorter than tasks.stalled_after, after which it is told".into(),
+    );
+    demand(
         tasks.slots.total() >= 1,
         "tasks.slots",
         "all classes are 0: this worker would never work".into(),
     );
+}
+
+fn tracing(config: &Config, demand: &mut impl FnMut(bool, &'static str, String)) {
+    let tracing = &config.tracing;
+    if let Some(url) = &tracing.endpoint {
+        demand(
+            matches!(url.scheme(), "http" | "https") && url.has_host(),
+            "tracing.endpoint",
+            format!(
+                "{url} must be the http: or https: base url of an OTLP receiver, for example http://collector:4318"
+            ),
+        );
+    }
+    demand(
+        (0.0..=1.0).contains(&tracing.sample_ratio),
+        "tracing.sample_ratio",
+        "must be 0 to 1".into(),
+    );
+    if let Some(headers) = &tracing.headers {
+        demand(
+            crate::export::headers(headers.expose()).is_some(),
+            "tracing.headers",
+            "must be name=value, several of them parted by commas, values percent-encoded".into(),
+        );
+    }
 }
 
 /// Whether it is a url with a host name or address.

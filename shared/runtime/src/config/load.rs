@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use super::{Config, ConnectionUrl, Secret, check};
 
 /// Sections, and those within a section. A variable's name is split by the longest that fits.
-const SECTIONS: [&str; 11] = [
+const SECTIONS: [&str; 13] = [
     "database",
     "broker",
     "content",
@@ -21,10 +21,12 @@ const SECTIONS: [&str; 11] = [
     "storage",
     "server",
     "tasks",
+    "tasks.deadlines",
     "tasks.slots",
     "crane",
     "log",
     "metrics",
+    "tracing",
 ];
 
 /// Why there is no configuration.
@@ -231,6 +233,14 @@ fn secrets_from_files(config: &mut Config) -> Vec<check::Finding> {
         "content.s3.secret_access_key_file",
     ) {
         s3.secret_access_key = Some(Secret::new(key));
+    }
+    let tracing = &mut config.tracing;
+    if let Some(text) = read(
+        &tracing.headers_file,
+        tracing.headers.is_some(),
+        "tracing.headers_file",
+    ) {
+        tracing.headers = Some(Secret::new(text));
     }
     found
 }
@@ -461,6 +471,61 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_owners_come_as_a_table_or_as_text() {
+        let text = "[tasks]\nowner_weights = { scheduler = 2, 'user:ann' = 4 }";
+        let expected = BTreeMap::from([("scheduler".to_owned(), 2), ("user:ann".to_owned(), 4)]);
+        assert_eq!(load(text, &[]).unwrap().tasks.owner_weights, expected);
+        let table = "[tasks.owner_weights]\nscheduler = 2\n'user:ann' = 4";
+        assert_eq!(load(table, &[]).unwrap().tasks.owner_weights, expected);
+        let variable = [("PULP_TASKS_OWNER_WEIGHTS", "user:ann=4, scheduler=2")];
+        assert_eq!(load("", &variable).unwrap().tasks.owner_weights, expected);
+        assert!(load("", &[]).unwrap().tasks.owner_weights.is_empty());
+    }
+
+    #[test]
+    fn deadlines_are_read_as_people_write_them() {
+        let text = "[tasks]\nstalled_after = '1h 30m'\n[tasks.deadlines]\nsync = '6h'\npublish = { soft = '90s', hard = '2m' }";
+        let tasks = load(text, &[("PULP_TASKS_DEADLINES_IMPORT_UPLOAD", "2days")])
+            .unwrap()
+            .tasks;
+        let hours = |n| Duration::from_hours(n);
+        assert_eq!(tasks.stalled_after, Duration::from_mins(90));
+        let deadlines = tasks.deadlines();
+        assert_eq!(deadlines.of("sync").soft, hours(6));
+        assert_eq!(deadlines.of("sync").hard, hours(6) + tasks.hard_margin());
+        assert_eq!(deadlines.of("import_upload").soft, hours(48));
+        assert_eq!(deadlines.of("publish").hard, Duration::from_mins(2));
+        // What is not set has the release's own.
+        assert_eq!(deadlines.of("delete_repository").soft, hours(1));
+        let never = load("[tasks]\nend_stalled_after = 'never'", &[]).unwrap().tasks;
+        assert_eq!(never.end_stalled_after, None);
+    }
+
+    #[test]
+    fn a_deadline_that_is_wrong_is_refused_with_its_line() {
+        let text = "[tasks.deadlines]\nsnyc = '6h'\npublish = '6 parsecs'\nimport_upload = 6\nsync = { soft = '2h', hard = '1h' }\n\
+                    delete_importer = '0s'\n[tasks]\nstalled_after = 'later'\nend_stalled_after = '1m'";
+        let found = faults(load(text, &[("PULP_TASKS_DEADLINES_SYNC", "soon")]));
+        for (at, key, words) in [
+            ("2", "tasks.deadlines.snyc", "expected one of"),
+            ("3", "tasks.deadlines.publish", "6 parsecs"),
+            ("4", "tasks.deadlines.import_upload", "expected a duration"),
+            ("5", "tasks.deadlines.sync", "before the soft"),
+            ("6", "tasks.deadlines.delete_importer", "above 0"),
+            ("8", "tasks.stalled_after", "later"),
+            ("9", "tasks.end_stalled_after", "stalled_after"),
+            ("PULP_TASKS_DEADLINES_SYNC", "tasks.deadlines.sync", "soon"),
+        ] {
+            let place = format!("{at} {key}: ");
+            assert!(
+                found.iter().any(|f| f.starts_with(&place) && f.contains(words)),
+                "{place}{words} in {found:#?}"
+            );
+        }
+        assert_eq!(found.len(), 8, "{found:#?}");
+    }
+
+    #[test]
     fn every_fault_is_told_with_its_place() {
         let text = "[tasks]\nmax_attempts = 'many'\nswep_seconds = 2\n\n[brokr]\nurl = 'memory:'\n\n[content]\nurl = 'ftp://x'\n";
         let found = faults(load(
@@ -513,6 +578,12 @@ mod tests {
                 "content.s3.endpoint",
             ),
             ("[content.s3]\naccess_key_id = 'a'", "content.s3.access_key_id"),
+            ("[tasks]\nowner_weights = {scheduler = 0}", "tasks.owner_weights"),
+            ("[tasks]\nowner_weights = {ann = 2}", "tasks.owner_weights"),
+            ("[tasks]\nowner_weights = 'scheduler'", "tasks.owner_weights"),
+            ("[tracing]\nendpoint = 'ftp://x'", "tracing.endpoint"),
+            ("[tracing]\nsample_ratio = 1.5", "tracing.sample_ratio"),
+            ("[tracing]\nheaders = 'no pair'", "tracing.headers"),
             (
                 "[tasks.slots]\ninteractive=0\nimport=0\npublish=0\nsync=0\nmaintenance=0",
                 "tasks.slots",

@@ -5,10 +5,12 @@
 //! its file and line or its variable.
 
 mod check;
+mod deadlines;
 mod load;
 mod value;
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -17,6 +19,7 @@ use std::{
 use serde::Deserialize;
 use url::Url;
 
+pub use deadlines::DeadlinesConfig;
 pub use load::{ConfigError, Fault, Sources};
 pub use value::{ConnectionUrl, Secret};
 
@@ -42,6 +45,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Figures for a monitoring system.
     pub metrics: MetricsConfig,
+    /// `[tracing]`: where spans are sent.
+    pub tracing: TracingConfig,
 }
 
 /// `[database]`
@@ -222,6 +227,18 @@ pub struct TasksConfig {
     pub relay_batch: u32,
     /// Task rows that the resource manager decides on in one batch.
     pub grant_batch: u32,
+    /// How many turns an owner (`user:<login>`, `scheduler`, `system`) gets where owners take turns; 1 for those that
+    /// are not named.
+    #[serde(deserialize_with = "value::weights")]
+    pub owner_weights: BTreeMap<String, u32>,
+    /// How long a running task may show no progress before that is told.
+    #[serde(deserialize_with = "deadlines::duration")]
+    pub stalled_after: Duration,
+    /// How long a running task may show no progress before it is ended; none means for ever.
+    #[serde(deserialize_with = "deadlines::duration_or_never")]
+    pub end_stalled_after: Option<Duration>,
+    /// `[tasks.deadlines]`: how long a run may take, a kind.
+    pub deadlines: DeadlinesConfig,
     /// `[tasks.slots]`: how much one worker runs at a time, a class.
     pub slots: SlotsConfig,
 }
@@ -239,8 +256,25 @@ impl Default for TasksConfig {
             keep_ended_tasks: Duration::from_hours(7 * 24),
             relay_batch: 500,
             grant_batch: 500,
+            owner_weights: BTreeMap::new(),
+            stalled_after: Duration::from_mins(15),
+            end_stalled_after: Some(Duration::from_hours(2)),
+            deadlines: DeadlinesConfig::default(),
             slots: SlotsConfig::default(),
         }
+    }
+}
+
+impl TasksConfig {
+    /// How long after its worker should have ended it a task is ended over the worker's head: the worker has the
+    /// grace itself, and then time to say so.
+    pub fn hard_margin(&self) -> Duration {
+        self.cancel_grace + self.worker_ttl
+    }
+
+    /// How long a run may take, a kind.
+    pub fn deadlines(&self) -> pulp_model::deadline::Deadlines {
+        self.deadlines.with_margin(self.hard_margin())
     }
 }
 
@@ -347,6 +381,37 @@ pub struct LogConfig {
 pub struct MetricsConfig {
     /// Where `/metrics` and `/livez` are served, without authentication; not at all if unset.
     pub listen: Option<SocketAddr>,
+}
+
+/// `[tracing]`: the OpenTelemetry collector that spans are sent to, by OTLP over HTTP (protobuf).
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracingConfig {
+    /// Its base url; `v1/traces` is appended. None means that of the variables that OpenTelemetry defines
+    /// (`OTEL_EXPORTER_OTLP_ENDPOINT`, …); without those nothing is recorded.
+    pub endpoint: Option<Url>,
+    /// The part, 0 to 1, of the traces begun here that is recorded. A caller that sends a `traceparent` has decided
+    /// for its own.
+    pub sample_ratio: f64,
+    /// Headers of each export, `name=value,name=value`, values percent-encoded where need be.
+    pub headers: Option<Secret>,
+    /// A file that holds the headers. Instead of `headers`.
+    pub headers_file: Option<PathBuf>,
+    /// How long an export may take. Spans of one that fails are lost; work never waits for it.
+    #[serde(rename = "timeout_seconds", deserialize_with = "value::seconds")]
+    pub timeout: Duration,
+}
+
+impl Default for TracingConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            sample_ratio: 1.0,
+            headers: None,
+            headers_file: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
 }
 
 impl Default for LogConfig {

@@ -1,6 +1,6 @@
 //! Values of settings: urls that hold passwords, secrets, durations in seconds.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer};
 use url::Url;
@@ -94,6 +94,39 @@ pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dura
         Err(serde::de::Error::custom(
             "expected seconds above 0 and at most 31536000 (a year)",
         ))
+    }
+}
+
+/// Weights by owner: a table, or text such as `user:ann=4,scheduler=1` as a variable has it. Each is 1 to 1000.
+pub(super) fn weights<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, u32>, D::Error> {
+    const EXPECTED: &str = "expected a table of owners with weights from 1 to 1000, for example {\"user:ann\" = 4, scheduler = 1}; \
+                            in a variable user:ann=4,scheduler=1";
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Table(BTreeMap<String, u32>),
+        Text(String),
+    }
+    let wrong = || serde::de::Error::custom(EXPECTED);
+    let given = match Given::deserialize(deserializer).map_err(|_| wrong())? {
+        Given::Table(weights) => weights,
+        Given::Text(text) => text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| {
+                let (owner, weight) = part.rsplit_once('=').ok_or_else(wrong)?;
+                Ok((
+                    owner.trim().to_owned(),
+                    weight.trim().parse().map_err(|_| wrong())?,
+                ))
+            })
+            .collect::<Result<_, D::Error>>()?,
+    };
+    if given.values().all(|weight| (1..=1000).contains(weight)) {
+        Ok(given)
+    } else {
+        Err(wrong())
     }
 }
 
