@@ -10,14 +10,18 @@ mod migrate;
 mod row;
 
 pub mod attempts;
+pub mod cancel;
 pub mod distributors;
+pub mod expiry;
 pub mod figures;
 pub mod grants;
 pub mod history;
 pub mod importers;
 pub mod leases;
 pub mod outbox;
+pub mod pull_rights;
 pub mod repositories;
+pub mod robots;
 pub mod schedules;
 pub mod tasks;
 pub mod timeline;
@@ -25,6 +29,7 @@ pub mod units;
 pub mod uploads;
 pub mod users;
 pub mod versions;
+pub mod waits;
 pub mod workers;
 
 pub use attempts::{ClaimOutcome, ClaimedTask, FencedTx, TaskLease};

@@ -78,6 +78,15 @@ impl Tx {
         Ok(())
     }
 
+    /// Deletes a user with sessions and rights; false if there was none.
+    pub async fn delete_user(&mut self, login: &Login) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM users WHERE login = $1")
+            .bind(login.as_str())
+            .execute(self.on())
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Changes a password and ends the user's sessions; false if there is no such user.
     pub async fn set_password(&mut self, login: &Login, password_hash: &str) -> Result<bool, StoreError> {
         sqlx::query("DELETE FROM sessions WHERE login = $1")

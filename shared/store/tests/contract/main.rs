@@ -8,13 +8,16 @@
 mod support;
 
 mod attempts;
+mod cancel;
 mod concurrency;
+mod expiry;
 mod file;
 mod grants;
 mod leases;
 mod migrations;
 mod outbox;
 mod publishing;
+mod pull_rights;
 mod repositories;
 mod requests;
 mod schedules;
@@ -23,4 +26,5 @@ mod tasks;
 mod timeline;
 mod users_and_uploads;
 mod versions;
+mod waits;
 mod workers;

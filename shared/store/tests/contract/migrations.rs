@@ -30,7 +30,12 @@ async fn a_schema_of_a_newer_release_is_refused(bed: &Bed) {
 }
 
 async fn an_empty_database_tells_what_is_pending(bed: &Bed) {
-    let expected = ["0001 initial", "0002 reservations compatible", "0003 schedules"];
+    let expected = [
+        "0001 initial",
+        "0002 reservations compatible",
+        "0003 schedules",
+        "0004 pull rights",
+    ];
     assert_eq!(bed.pending_migrations().await.unwrap(), expected);
     let Err(StoreError::SchemaMismatch(why)) = bed.check_schema().await else {
         panic!("an empty database passes");
@@ -51,7 +56,7 @@ async fn processes_that_migrate_at_once_all_succeed(bed: &Bed) {
     for store in &stores {
         store.check_schema().await.unwrap();
     }
-    assert_eq!(bed.number("SELECT COUNT(*) FROM _sqlx_migrations").await, 3);
+    assert_eq!(bed.number("SELECT COUNT(*) FROM _sqlx_migrations").await, 4);
 }
 
 /// These begin without a schema.
