@@ -4,10 +4,12 @@
 //! Pure rules that several roles need (which resources a task locks, in which class it runs) live
 //! beside the types they speak of. Nothing here reads a clock, a file or a socket.
 
+pub mod budget;
 pub mod config;
 pub mod deadline;
 pub mod digest;
 pub mod error;
+pub mod export;
 pub mod history;
 pub mod id;
 pub mod image;
