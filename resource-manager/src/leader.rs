@@ -16,6 +16,7 @@ use crate::{
     ledger::Ledger,
     lock_table::{LockTable, Waiter},
     metrics,
+    horizon::Horizon,
     pace::Pace,
 };
 
@@ -126,6 +127,8 @@ pub struct Leader<'a, L> {
 }
 
 impl<'a, L: Ledger> Leader<'a, L> {
+    /// Up to where it knows each resource's line.
+    horizon: Horizon,
     /// Leads under `epoch`, knowing nothing: begin with a [sweep](Self::sweep).
     pub fn new(settings: &'a Settings, ledger: &'a L, epoch: Epoch) -> Self {
         Self {
@@ -142,6 +145,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
 
     /// What the result of a step means for the next one.
     pub fn after(&mut self, done: Result<(), StoreError>) -> Next {
+            horizon: Horizon::default(),
         match done {
             Ok(()) => Next::GoOn,
             Err(StoreError::LeadershipLost) => {
@@ -178,8 +182,28 @@ impl<'a, L: Ledger> Leader<'a, L> {
             self.table.forget(*id);
             self.held_back.remove(id);
         }
-        for task in live {
-            self.know(task);
+        self.know_with_those_before(live).await
+    }
+
+    /// Knows these tasks, and all that wait and came before one of them on a resource: messages may be late.
+    async fn know_with_those_before(&mut self, mut live: Vec<LiveTask>) -> Result<(), StoreError> {
+        loop {
+            let gaps = self.horizon.gaps(&live);
+            for task in live {
+                self.know(task);
+            }
+            if gaps.is_empty() {
+                return Ok(());
+            }
+            let mut unknown = self.ledger.waiting_in(&gaps).await?;
+            unknown.retain(|id| !self.table.knows(*id));
+            self.horizon.close(gaps);
+            if unknown.is_empty() {
+                return Ok(());
+            }
+            tracing::debug!(tasks = unknown.len(), "read before their message came");
+            // Should this fail, the table is read anew.
+            live = self.ledger.live_among(&unknown).await?;
         }
         Ok(())
     }
@@ -301,7 +325,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
     pub async fn sweep(&mut self, queues_are_empty: bool) -> Result<(), StoreError> {
         let live = self.ledger.live_tasks().await?;
         self.forget_all();
-        self.set_pace().await?;
+        self.horizon.swept(self.now, &live);
         for task in live {
             self.know(task);
         }
@@ -312,6 +336,8 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 .ledger
                 .resend_unclaimed(self.epoch, self.settings.resend_after)
                 .await?;
+        // The clock first: what it shows is not after the instant that the rows are of.
+        self.set_pace().await?;
             if resent > 0 {
                 tracing::warn!(resent, "grants that no worker claimed were sent again");
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
 use pulp_store::{
     Store, StoreError,
-    grants::{Grant, LiveTask, Revoked},
+    grants::{Gap, Grant, LiveTask, Revoked},
     workers::{Capacity, Serving},
 };
 
@@ -17,6 +17,7 @@ use pulp_store::{
 pub trait Ledger {
     async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError>;
     async fn live_among(&self, ids: &[TaskId]) -> Result<Vec<LiveTask>, StoreError>;
+    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError>;
     async fn commit_grants(
         &self,
         epoch: Epoch,
@@ -50,6 +51,10 @@ impl Ledger for Store {
     }
 
     async fn commit_grants(
+    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
+        self.waiting_in(gaps).await
+    }
+
         &self,
         epoch: Epoch,
         grants: &[Grant],

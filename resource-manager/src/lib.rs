@@ -4,6 +4,7 @@
 //! [lock table](lock_table) in memory, rebuilt from the database at each take-over and checked against it at each
 //! sweep, so that a lost message costs time and nothing else. Every write it makes is conditional on its epoch.
 
+pub mod horizon;
 pub mod leader;
 mod ledger;
 pub mod lock_table;

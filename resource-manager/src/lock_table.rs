@@ -292,6 +292,11 @@ impl LockTable {
         self.admitted[class as usize]
     }
 
+    /// Whether a task waits or holds here.
+    pub fn knows(&self, id: TaskId) -> bool {
+        self.tasks.contains_key(&id)
+    }
+
     /// What a task claims, if it is known.
     pub fn claims(&self, id: TaskId) -> Option<&[Claim]> {
         self.tasks.get(&id).map(|e| e.claims.as_slice())

@@ -13,7 +13,7 @@ use pulp_resource_manager::{
 };
 use pulp_store::{
     StoreError,
-    grants::{Grant, LiveTask, Revoked},
+    grants::{Gap, Grant, LiveTask, Revoked},
     workers::{Capacity, Serving},
 };
 use pulp_worker::{
@@ -52,35 +52,25 @@ fn pause(ctx: &Ctx) -> Duration {
 /// A leader's way to the database.
 struct Remote {
     ctx: Ctx,
-    epoch: Epoch,
-}
-
-impl Remote {
-    fn knows(&self, live: &[LiveTask]) {
-        let waiting = live
-            .iter()
-            .filter(|t| t.state == TaskState::Waiting)
-            .map(|t| t.id);
-        let now = self.ctx.sim.now();
-        self.ctx.sim.monitor.borrow_mut().knows(self.epoch, waiting, now);
-    }
 }
 
 impl Port for Remote {
     async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError> {
-        let live = self.ctx.database("live tasks", |l, _| Ok(l.live_tasks())).await?;
-        self.knows(&live);
-        Ok(live)
+        self.ctx.database("live tasks", |l, _| Ok(l.live_tasks())).await
     }
 
     async fn live_among(&self, ids: &[TaskId]) -> Result<Vec<LiveTask>, StoreError> {
         let ids = ids.to_vec();
-        let live = self
-            .ctx
+        self.ctx
             .database("live among", move |l, _| Ok(l.live_among(&ids)))
-            .await?;
-        self.knows(&live);
-        Ok(live)
+            .await
+    }
+
+    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
+        let gaps = gaps.to_vec();
+        self.ctx
+            .database("waiting in", move |l, _| Ok(l.waiting_in(&gaps)))
+            .await
     }
 
     async fn commit_grants(
@@ -88,12 +78,9 @@ impl Port for Remote {
         epoch: Epoch,
         grants: &[Grant],
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
-        let (grants, sent) = (grants.to_vec(), self.ctx.sim.now());
+        let grants = grants.to_vec();
         self.ctx
-            .database("grants", move |l, now| {
-                l.sent = sent;
-                l.commit_grants(now, epoch, &grants)
-            })
+            .database("grants", move |l, now| l.commit_grants(now, epoch, &grants))
             .await
     }
 
@@ -182,10 +169,7 @@ async fn keep_leading(ctx: &Ctx, holder: &str, epoch: Epoch, ttl: Duration, take
 }
 
 async fn lead(ctx: &Ctx, settings: &Settings, epoch: Epoch) {
-    let port = Remote {
-        ctx: ctx.clone(),
-        epoch,
-    };
+    let port = Remote { ctx: ctx.clone() };
     let mut leader = Leader::new(&settings.leader, &port, epoch);
     let mut intake: Option<Consumer> = None;
     let mut sweep_at = ctx.instant();

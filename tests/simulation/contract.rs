@@ -8,12 +8,12 @@ use std::{collections::HashMap, time::Duration};
 
 use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
-    task::{TaskClass, TaskKind, TaskState},
+    task::{Claim, TaskClass, TaskKind, TaskState},
 };
 use pulp_store::{
     ClaimOutcome, Store, StoreError, TaskLease,
     attempts::Outcome,
-    grants::{Grant, ROLE},
+    grants::{Gap, Grant, LiveTask, ROLE},
     workers::{Heartbeat as StoreHeartbeat, Incarnation, Serving},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
@@ -251,10 +251,41 @@ impl Both {
         self.ledger.cancel_task(self.now, ours);
     }
 
+    /// Who waits before the middle one of the live tasks, on each side by its own clock.
+    async fn compare_lines(&self, live: &[LiveTask], story: &[String]) {
+        let Some(middle) = live.get(live.len() / 2) else {
+            return;
+        };
+        let gaps = |until: Timestamp| -> Vec<Gap> {
+            let of = |claim: &Claim| Gap {
+                resource: claim.resource.clone(),
+                from: Timestamp(0),
+                until,
+            };
+            middle.claims.iter().map(of).collect()
+        };
+        let theirs = self.store.waiting_in(&gaps(middle.created)).await.unwrap();
+        let mut theirs: Vec<usize> = theirs.iter().map(|id| self.theirs(*id)).collect();
+        let here = self.tasks[self.theirs(middle.id)].0;
+        let ours = self
+            .ledger
+            .waiting_in(&gaps(self.ledger.row(here).unwrap().created));
+        let mut ours: Vec<usize> = ours.iter().map(|id| self.ours(*id)).collect();
+        ours.sort_unstable();
+        theirs.sort_unstable();
+        assert_eq!(
+            ours,
+            theirs,
+            "who waits before {} after\n{}",
+            middle.id,
+            story.join("\n")
+        );
+    }
+
     async fn compare(&self, story: &[String]) {
         let told = || story.join("\n");
-        let theirs = self.store.live_tasks().await.unwrap();
-        let theirs: Vec<_> = theirs
+        let live = self.store.live_tasks().await.unwrap();
+        let theirs: Vec<_> = live
             .iter()
             .map(|t| (self.theirs(t.id), t.state, t.attempt, t.class, t.claims.clone()))
             .collect();
@@ -264,6 +295,7 @@ impl Both {
             .map(|t| (self.ours(t.id), t.state, t.attempt, t.class, t.claims.clone()))
             .collect();
         assert_eq!(ours, theirs, "live tasks after\n{}", told());
+        self.compare_lines(&live, story).await;
         let violations = self.store.reservation_violations().await.unwrap();
         assert_eq!(self.ledger.reservation_violations(), violations, "{}", told());
         for (ours, theirs, _) in &self.tasks {

@@ -10,7 +10,7 @@ use pulp_model::{
 };
 use pulp_store::{
     StoreError,
-    grants::{Grant, LiveTask, Revoked},
+    grants::{Gap, Grant, LiveTask, Revoked},
     workers::{Capacity, Serving},
 };
 
@@ -30,6 +30,8 @@ pub(crate) enum Mutation {
     NoSelfFence,
     /// The lock table lets a task pass others that came before it.
     Overtaking,
+    /// The leader knows of no task but those whose messages it got.
+    NoLookBack,
 }
 
 /// A message on its way; the number is unique to what owes it.
@@ -110,7 +112,6 @@ pub(crate) enum Change {
         task: TaskId,
         attempt: Attempt,
         epoch: Epoch,
-        sent: u64,
     },
     Claimed {
         task: TaskId,
@@ -137,8 +138,6 @@ pub(crate) struct Ledger {
     outbox: BTreeMap<u64, Message>,
     numbers: u64,
     pub(crate) changes: Vec<Change>,
-    /// When the leader sent what is being done, in its own view of the world.
-    pub(crate) sent: u64,
 }
 
 impl Ledger {
@@ -288,6 +287,24 @@ impl Ledger {
         live
     }
 
+    pub(crate) fn waiting_in(&self, gaps: &[Gap]) -> Vec<TaskId> {
+        if self.mutation == Mutation::NoLookBack {
+            return Vec::new();
+        }
+        let waits = |row: &Row| {
+            row.state == TaskState::Waiting
+                && gaps.iter().any(|gap| {
+                    row.claims.iter().any(|claim| claim.resource == gap.resource)
+                        && (gap.from..=gap.until).contains(&row.created)
+                })
+        };
+        self.tasks
+            .iter()
+            .filter(|(_, row)| waits(row))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
     pub(crate) fn commit_grants(
         &mut self,
         now: Timestamp,
@@ -333,7 +350,6 @@ impl Ledger {
                 task: grant.id,
                 attempt,
                 epoch,
-                sent: self.sent,
             });
             self.tell(Queue::Class(grant.class), grant.id, attempt);
         }

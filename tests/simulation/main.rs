@@ -152,6 +152,11 @@ fn the_self_fence_is_missed() {
 }
 
 #[test]
+fn the_look_at_those_whose_message_is_late_is_missed() {
+    is_missed(Mutation::NoLookBack);
+}
+
+#[test]
 fn the_wait_for_those_who_came_first_is_missed() {
     is_missed(Mutation::Overtaking);
 }

@@ -36,8 +36,6 @@ pub(crate) struct Monitor {
     tasks: BTreeMap<TaskId, Seen>,
     owed: BTreeMap<u64, Message>,
     leads: Option<Epoch>,
-    /// Waiting tasks that a leader has read, and when.
-    known: BTreeMap<(Epoch, TaskId), Micros>,
     runs: BTreeMap<(Pid, TaskId, Attempt), Vec<Claim>>,
 }
 
@@ -83,13 +81,8 @@ impl Monitor {
                     };
                     self.tasks.insert(task, seen);
                 }
-                Change::Granted {
-                    task,
-                    attempt,
-                    epoch,
-                    sent,
-                } => {
-                    self.granted(ledger, task, attempt, epoch, sent);
+                Change::Granted { task, attempt, epoch } => {
+                    self.granted(ledger, task, attempt, epoch);
                 }
                 Change::Claimed { task, attempt } => {
                     let seen = self.tasks.get_mut(&task);
@@ -114,7 +107,7 @@ impl Monitor {
         }
     }
 
-    fn granted(&mut self, ledger: &Ledger, task: TaskId, attempt: Attempt, epoch: Epoch, sent: Micros) {
+    fn granted(&mut self, ledger: &Ledger, task: TaskId, attempt: Attempt, epoch: Epoch) {
         let leads = self.leads;
         self.require(leads == Some(epoch), || {
             format!("{task} was granted under epoch {epoch} when {leads:?} led")
@@ -134,10 +127,9 @@ impl Monitor {
                 continue;
             }
             if theirs.state == TaskState::Waiting {
-                let overtaken = (theirs.created, other) < (row.created, task)
-                    && self.known.get(&(epoch, other)).is_some_and(|k| *k < sent);
+                let overtaken = (theirs.created, other) < (row.created, task);
                 self.require(!overtaken, || {
-                    format!("{task} was granted before {other}, which came first and was known to wait")
+                    format!("{task} was granted before {other}, which came first and waits")
                 });
             } else {
                 self.require(false, || {
@@ -171,13 +163,6 @@ impl Monitor {
         self.require(was.is_some_and(|w| w != Phase::Ended), || {
             format!("{task} went to {to:?} from {was:?}")
         });
-    }
-
-    /// A leader has read that these tasks wait.
-    pub(crate) fn knows(&mut self, epoch: Epoch, tasks: impl Iterator<Item = TaskId>, now: Micros) {
-        for task in tasks {
-            self.known.entry((epoch, task)).or_insert(now);
-        }
     }
 
     /// A message lies in its queue.

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pulp_model::Timestamp;
+use pulp_model::{Timestamp, task::TaskKind};
 use sqlx::{
     Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Executor as _, Row as _, SqlSafeStr as _,
     SqlStr, Transaction,
@@ -174,6 +174,27 @@ impl Tx {
                    SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now FROM turn";
         let found = sqlx::query(sql).bind(turn_key(repo)).fetch_one(self.on()).await?;
         Ok(Timestamp(found.try_get("now")?))
+    }
+
+    /// [Takes the turns](Self::turn_of) of every repository that a task claims, so that on each resource `created`
+    /// grows in the order in which tasks become visible: whoever sees one of them sees all before it.
+    pub(crate) async fn turns_for(&mut self, kind: &TaskKind) -> Result<Timestamp, StoreError> {
+        let claims = kind.claims();
+        let others = claims
+            .iter()
+            .filter_map(|claim| claim.resource.as_str().strip_prefix("repository:"))
+            .filter(|repo| *repo != kind.repo_id().as_str());
+        // One always after the other by the same rule, lest two wait for each other.
+        let mut keys: Vec<&str> = others.chain([kind.repo_id().as_str()]).collect();
+        keys.sort_by_key(|repo| turn_key(repo));
+        let mut now = None;
+        for repo in keys {
+            now = Some(self.turn_of(repo).await?);
+        }
+        match now {
+            Some(now) => Ok(now),
+            None => self.now().await,
+        }
     }
 
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.

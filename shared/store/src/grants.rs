@@ -6,11 +6,12 @@ use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
     task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
 };
+use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, assembled, bulk, placeholders, rows_of},
+    engine::{CHUNK, Engine, assembled, bulk, placeholders, rows_of},
     leases::micros,
     outbox::Message,
     row,
@@ -48,6 +49,17 @@ pub struct LiveTask {
 }
 
 /// A grant that is to be committed.
+/// A part of a resource's line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// The resource.
+    pub resource: ResourceKey,
+    /// Tasks created at this instant or later …
+    pub from: Timestamp,
+    /// … and at this one or earlier.
+    pub until: Timestamp,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The task.
@@ -116,6 +128,32 @@ impl Store {
             }
             let rows = query.fetch_all(&self.pool).await?;
             let mut claims = by_task(claims.fetch_all(&self.pool).await?)?;
+    /// Those that wait in these parts of lines, each once. The cost is that of the parts, not of the lines.
+    pub async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
+        let sql = match self.engine {
+            Engine::Postgres => {
+                "SELECT DISTINCT t.task_id FROM jsonb_to_recordset(CAST($1 AS jsonb)) AS gap(r text, f bigint, u bigint) \
+                 JOIN task_resources x ON x.resource = gap.r AND x.created BETWEEN gap.f AND gap.u \
+                 JOIN tasks t ON t.task_id = x.task_id WHERE t.state = 'waiting'"
+            }
+            Engine::Sqlite => {
+                "SELECT DISTINCT t.task_id FROM json_each($1) AS gap \
+                 CROSS JOIN task_resources x ON x.resource = gap.value ->> 'r' \
+                 AND x.created BETWEEN gap.value ->> 'f' AND gap.value ->> 'u' \
+                 CROSS JOIN tasks t ON t.task_id = x.task_id WHERE t.state = 'waiting'"
+            }
+        };
+        let list: Vec<Value> = gaps
+            .iter()
+            .map(|g| json!({"r": g.resource.as_str(), "f": g.from.micros(), "u": g.until.micros()}))
+            .collect();
+        let rows = sqlx::query(sql)
+            .bind(Value::Array(list).to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|r| row::parsed(r, "task_id")).collect()
+    }
+
             for r in &rows {
                 found.push(live(r, &mut claims)?);
             }

@@ -182,7 +182,7 @@ impl Tx {
     /// not granted before this transaction ends.
     pub async fn submit(&mut self, submission: &Submission<'_>) -> Result<TaskId, StoreError> {
         let kind = submission.kind;
-        let now = self.turn_of(kind.repo_id().as_str()).await?;
+        let now = self.turns_for(kind).await?;
         let coalescing = kind.coalescing();
         if let Some(wanted) = &coalescing
             && let Some(waiting) = self.waiting_like(wanted).await?
@@ -281,8 +281,8 @@ impl Tx {
         }
         let claims = kind.claims();
         let insert = format!(
-            "INSERT INTO task_resources (task_id, resource, exclusive) VALUES {}",
-            rows_of(3, claims.len())
+            "INSERT INTO task_resources (task_id, resource, exclusive, created) VALUES {}",
+            rows_of(4, claims.len())
         );
         if !claims.is_empty() {
             let mut query = sqlx::query(assembled(insert));
@@ -290,7 +290,8 @@ impl Tx {
                 query = query
                     .bind(id.to_string())
                     .bind(claim.resource.as_str())
-                    .bind(i64::from(claim.mode == LockMode::Exclusive));
+                    .bind(i64::from(claim.mode == LockMode::Exclusive))
+                    .bind(now.micros());
             }
             query.execute(self.on()).await?;
         }

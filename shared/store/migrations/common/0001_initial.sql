@@ -169,8 +169,11 @@ CREATE TABLE reservations (
     resource TEXT NOT NULL,
     task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
     exclusive BIGINT NOT NULL,
+    -- The task's: its place in the resource's line.
+    created BIGINT NOT NULL,
     -- A number of the task's own; see the exclusion constraint of PostgreSQL.
     place BIGINT NOT NULL,
+CREATE INDEX task_resources_line ON task_resources (resource, created);
     granted BIGINT NOT NULL,
     PRIMARY KEY (resource, task_id)
 );
