@@ -25,6 +25,7 @@ use pulp_model::{Algorithm, Digest};
 use pulp_runtime::config::{Config, S3Config};
 
 pub use error::ContentError;
+pub use write_back::WriteBack;
 pub use writer::{BlockingWriter, StagedBlob, Writer};
 
 type Result<T, E = ContentError> = std::result::Result<T, E>;

@@ -11,7 +11,7 @@ const STEP: u64 = 16 * 1024 * 1024;
 
 /// Syncs of one file, at most one at a time, each on a thread of its own. Dropped, one under way goes on.
 #[derive(Debug, Default)]
-pub(crate) struct WriteBack {
+pub struct WriteBack {
     /// Bytes that were there when the last sync began.
     from: u64,
     running: Option<JoinHandle<io::Result<()>>>,
@@ -19,7 +19,7 @@ pub(crate) struct WriteBack {
 
 impl WriteBack {
     /// To be called as the file grows to `size` bytes; returns at once.
-    pub(crate) fn grown(&mut self, file: &File, size: u64) -> io::Result<()> {
+    pub fn grown(&mut self, file: &File, size: u64) -> io::Result<()> {
         let under_way = self
             .running
             .as_ref()
@@ -37,7 +37,7 @@ impl WriteBack {
 
     /// Waits for the sync under way. The system tells a failure once, so none may be missed: the file's next sync
     /// would succeed.
-    pub(crate) fn end(&mut self) -> io::Result<()> {
+    pub fn end(&mut self) -> io::Result<()> {
         let Some(running) = self.running.take() else {
             return Ok(());
         };

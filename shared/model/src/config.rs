@@ -5,7 +5,10 @@
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::{CodedError, ErrorCode, RegistryId, RepositoryId};
+use crate::{
+    CodedError, ErrorCode, RegistryId, RepositoryId,
+    export::{self, OciExport},
+};
 
 /// Type id of the importer.
 pub const IMPORTER_TYPE: &str = "docker_importer";
@@ -25,6 +28,8 @@ pub struct DistributorSettings {
     pub redirect_url: Option<Url>,
     /// Where an export is written; none means below the publish directory.
     pub export_file: Option<std::path::PathBuf>,
+    /// Of an export: write an OCI layout, and how; none means the v1 tar.
+    pub oci_export: Option<OciExport>,
     /// Publish even if nothing changed.
     pub force_full: bool,
 }
@@ -65,16 +70,30 @@ pub fn distributor_settings(
     let force_full = boolean(config, "force_full").map_err(|e| faults.push(e)).ok();
     let redirect_url = redirect_url(config).map_err(|e| faults.extend(e)).ok();
     let export_file = export_file(config).map_err(|e| faults.push(e)).ok();
-    match (registry_id, protected, force_full, redirect_url, export_file) {
-        (Some(registry_id), Some(protected), Some(force_full), Some(redirect_url), Some(export_file)) => {
-            Ok(DistributorSettings {
-                registry_id,
-                protected,
-                redirect_url,
-                export_file,
-                force_full,
-            })
-        }
+    let oci_export = export::oci_export(config).map_err(|e| faults.push(e)).ok();
+    match (
+        registry_id,
+        protected,
+        force_full,
+        redirect_url,
+        export_file,
+        oci_export,
+    ) {
+        (
+            Some(registry_id),
+            Some(protected),
+            Some(force_full),
+            Some(redirect_url),
+            Some(export_file),
+            Some(oci_export),
+        ) => Ok(DistributorSettings {
+            registry_id,
+            protected,
+            redirect_url,
+            export_file,
+            oci_export,
+            force_full,
+        }),
         _ => Err(CodedError::all(faults).unwrap_or_else(|| {
             CodedError::new(ErrorCode::VALIDATION, "the distributor's settings are not valid")
         })),

@@ -30,7 +30,7 @@ codes! {
     GENERAL = "PLP0000";
     /// Something named doesn't exist; data `resources`.
     NOT_FOUND = "PLP0009";
-    /// The task took too long, or showed no progress for too long; data `task_id`, `timeout` in seconds.
+    /// The task took too long; data `task_id`, `timeout` in seconds.
     TIMED_OUT = "PLP0011";
     /// An operation of Pulp 2 that is not there; data `operation_name`.
     NOT_IMPLEMENTED = "PLP0014";
@@ -80,6 +80,8 @@ codes! {
     UNKNOWN_UPLOAD = "PLP2004";
     /// A request's body is larger than allowed; data `limit`, in bytes.
     BODY_TOO_LARGE = "PLP2005";
+    /// The task showed no progress for too long; data `task_id`, `timeout` in seconds.
+    STALLED = "PLP2006";
 
     /// The redirect url has no scheme; data `field`, `url`.
     REDIRECT_URL_SCHEME = "DKR1001";
@@ -152,6 +154,31 @@ codes! {
     UPSTREAM_RATE_LIMITED = "DKR1115";
     /// A manifest or index of the upstream repository can't be taken in; data `digest`, `reason`.
     UPSTREAM_MANIFEST = "DKR1116";
+
+    /// A directory that is no export for closed networks, or one of a later format.
+    NOT_AN_EXPORT = "DKR1140";
+    /// An export without the signature that is asked for.
+    EXPORT_UNSIGNED = "DKR1141";
+    /// No trusted key made the export's signature; data `trusted_keys_dir`.
+    EXPORT_SIGNATURE_WRONG = "DKR1142";
+    /// Files of the export are not there; data `parts`.
+    EXPORT_PART_MISSING = "DKR1143";
+    /// A file of the export is cut off or damaged; data `part`, `expected`, and `size` or `got`.
+    EXPORT_PART_DAMAGED = "DKR1144";
+    /// The export builds on another state than the repository has; data `needed`, `present`, `repo_id`.
+    EXPORT_WRONG_BASE = "DKR1145";
+    /// Blobs that an incremental export builds on are not there; data `digests`, `repo_id`.
+    EXPORT_BASE_INCOMPLETE = "DKR1146";
+    /// An export contradicts itself, or is not complete; data `digest` or `missing`.
+    EXPORT_INCONSISTENT = "DKR1147";
+    /// The disk is full; data `path`.
+    NO_SPACE = "DKR1148";
+    /// The version that an incremental export should build on is not there; data `base`, `repo_id`.
+    EXPORT_BASE_UNKNOWN = "DKR1149";
+    /// A key to sign or to trust can't be used; data `path`.
+    EXPORT_KEY_UNUSABLE = "DKR1150";
+    /// Not a path that can be imported from; data `path`.
+    INVALID_IMPORT_PATH = "DKR1151";
 }
 
 impl ErrorCode {

@@ -1,6 +1,6 @@
 //! Instants as the database and the wire have them.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -25,6 +25,11 @@ impl Timestamp {
     #[must_use]
     pub const fn plus_micros(self, micros: i64) -> Self {
         Self(self.0.saturating_add(micros))
+    }
+
+    /// The time from `earlier` to this instant; zero if it came later.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 }
 
