@@ -19,7 +19,9 @@ use crate::{
     fields::Fields,
     importers,
     replies::{self, Reply},
-    repositories, uploads,
+    repositories,
+    requester::Requester,
+    uploads,
 };
 
 pub(crate) fn routes() -> Routes {
@@ -35,6 +37,7 @@ pub(crate) fn routes() -> Routes {
 /// Publishes by one distributor.
 async fn publish(
     State(app): State<App>,
+    requester: Requester,
     Segments(repo): Segments<String>,
     JsonObject(body): JsonObject,
 ) -> Reply {
@@ -51,12 +54,13 @@ async fn publish(
         distributor_id: distributor.id,
         override_config,
     };
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
 /// Takes an upload into the repository.
 async fn import_upload(
     State(app): State<App>,
+    requester: Requester,
     Segments(repo): Segments<String>,
     JsonObject(body): JsonObject,
 ) -> Reply {
@@ -103,7 +107,7 @@ async fn import_upload(
         unit_metadata,
         override_config,
     };
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
 /// An upload that has bytes.
@@ -169,6 +173,7 @@ async fn not_there(app: &ApiState, repo: &str, operation: &'static str, instead:
 /// would bring.
 async fn sync(
     State(app): State<App>,
+    requester: Requester,
     Segments(repo): Segments<String>,
     OptionalJsonObject(body): OptionalJsonObject,
 ) -> Reply {
@@ -191,7 +196,7 @@ async fn sync(
         repo_id,
         override_config,
     };
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
 async fn download(State(app): State<App>, Segments(repo): Segments<String>, _: UnusedJsonObject) -> Reply {

@@ -17,6 +17,7 @@ use crate::{
     fields::Fields,
     query::Query,
     replies::{self, Reply},
+    requester::Requester,
     repositories, views,
 };
 
@@ -149,6 +150,7 @@ async fn read(State(app): State<App>, Segments((repo, distributor)): Segments<(S
 
 async fn update(
     State(app): State<App>,
+    requester: Requester,
     Segments((repo, distributor)): Segments<(String, String)>,
     JsonObject(body): JsonObject,
 ) -> Reply {
@@ -160,17 +162,17 @@ async fn update(
     let auto_publish = delta.boolean("auto_publish");
     delta.finish()?;
     let kind = update_kind(&app, &repo, &distributor, config, auto_publish).await?;
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
-async fn delete(State(app): State<App>, Segments((repo, distributor)): Segments<(String, String)>) -> Reply {
+async fn delete(State(app): State<App>, requester: Requester, Segments((repo, distributor)): Segments<(String, String)>) -> Reply {
     let repo = repositories::find_id(&app.store, &repo).await?;
     let found = find(&app, &repo, &distributor).await?;
     let kind = TaskKind::DeleteDistributor {
         repo_id: repo,
         distributor_id: found.id,
     };
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
 async fn search_by_query(State(app): State<App>, query: Query) -> Reply {

@@ -16,6 +16,7 @@ use crate::{
     errors::Segments,
     fields::Fields,
     replies::{self, Reply},
+    requester::Requester,
     repositories, views,
 };
 
@@ -132,6 +133,7 @@ async fn list(State(app): State<App>, Segments(repo): Segments<String>) -> Reply
 /// Sets the importer, in place of any that is there. A task, since a sync or import may be using the old one.
 async fn set(
     State(app): State<App>,
+    requester: Requester,
     Segments(repo): Segments<String>,
     JsonObject(body): JsonObject,
 ) -> Reply {
@@ -146,7 +148,7 @@ async fn set(
         importer_type_id: Some(type_id),
         config: whole_config(&app, config)?,
     };
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
 async fn read(State(app): State<App>, Segments((repo, importer)): Segments<(String, String)>) -> Reply {
@@ -156,6 +158,7 @@ async fn read(State(app): State<App>, Segments((repo, importer)): Segments<(Stri
 
 async fn update(
     State(app): State<App>,
+    requester: Requester,
     Segments((repo, importer)): Segments<(String, String)>,
     JsonObject(body): JsonObject,
 ) -> Reply {
@@ -167,12 +170,12 @@ async fn update(
     let config = fields.object("importer_config").unwrap_or_default();
     fields.finish()?;
     let kind = update_kind(&app, &importer.repo_id, config).await?;
-    replies::enqueued(&app.store, &kind).await
+    replies::enqueued(&app.store, &requester, &kind).await
 }
 
-async fn delete(State(app): State<App>, Segments((repo, importer)): Segments<(String, String)>) -> Reply {
+async fn delete(State(app): State<App>, requester: Requester, Segments((repo, importer)): Segments<(String, String)>) -> Reply {
     let repo_id = find(&app, &repo, &importer).await?.repo_id;
-    replies::enqueued(&app.store, &TaskKind::DeleteImporter { repo_id }).await
+    replies::enqueued(&app.store, &requester, &TaskKind::DeleteImporter { repo_id }).await
 }
 
 #[cfg(test)]

@@ -20,8 +20,10 @@ mod plugins;
 mod query;
 mod replies;
 mod repositories;
+mod requester;
 mod schedules;
 mod status;
+mod task_groups;
 mod tasks;
 mod units;
 mod uploads;
@@ -127,6 +129,7 @@ pub fn router(state: ApiState) -> Router {
         .and(history::routes())
         .and(uploads::routes())
         .and(tasks::routes())
+        .and(task_groups::routes())
         .and(plugins::routes())
         .and(users::routes())
         .and(auth::routes());

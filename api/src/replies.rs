@@ -6,7 +6,7 @@ use pulp_model::{TaskId, task::TaskKind};
 use pulp_store::Store;
 use serde_json::Value;
 
-use crate::{ApiError, views};
+use crate::{ApiError, requester::Requester, views};
 
 /// The content type of every body.
 pub(crate) const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
@@ -39,10 +39,10 @@ pub(crate) fn accepted(tasks: &[TaskId], result: &Value) -> Response {
     with_status(StatusCode::ACCEPTED, &views::call_report(result, tasks))
 }
 
-/// Makes a task and answers 202.
-pub(crate) async fn enqueued(store: &Store, kind: &TaskKind) -> Reply {
+/// Makes a task for whoever asks and answers 202.
+pub(crate) async fn enqueued(store: &Store, requester: &Requester, kind: &TaskKind) -> Reply {
     let mut tx = store.begin().await?;
-    let id = tx.enqueue(kind).await?;
+    let id = tx.submit(&requester.submission(kind)).await?;
     tx.commit().await?;
     Ok(accepted(&[id], &Value::Null))
 }

@@ -24,6 +24,7 @@ use crate::{
     importers,
     query::Query,
     replies::{self, Reply},
+    requester::Requester,
     views,
 };
 
@@ -310,6 +311,7 @@ fn read_delta(delta: Map<String, Value>) -> Result<RepositoryDelta, ApiError> {
 /// All of it is accepted together or not at all.
 async fn update(
     State(app): State<App>,
+    requester: Requester,
     Segments(repo): Segments<String>,
     JsonObject(mut body): JsonObject,
 ) -> Reply {
@@ -338,7 +340,7 @@ async fn update(
     }
     let mut tasks: Vec<TaskId> = Vec::with_capacity(kinds.len());
     for kind in &kinds {
-        tasks.push(tx.enqueue(kind).await?);
+        tasks.push(tx.submit(&requester.submission(kind)).await?);
     }
     tx.commit().await?;
     let result = Value::Object(views::repository(&find(&app.store, &repo).await?));
@@ -349,9 +351,9 @@ async fn update(
     })
 }
 
-async fn delete(State(app): State<App>, Segments(repo): Segments<String>) -> Reply {
+async fn delete(State(app): State<App>, requester: Requester, Segments(repo): Segments<String>) -> Reply {
     let repo_id = find_id(&app.store, &repo).await?;
-    replies::enqueued(&app.store, &TaskKind::DeleteRepository { repo_id }).await
+    replies::enqueued(&app.store, &requester, &TaskKind::DeleteRepository { repo_id }).await
 }
 
 async fn regenerate_applicability() -> ApiError {

@@ -8,7 +8,11 @@ use axum::{
 use http::StatusCode;
 use pulp_broker::Control;
 use pulp_model::{CodedError, ErrorCode, TaskId, task::TaskState};
-use pulp_store::tasks::{CancelOutcome, Task, TaskFilter};
+use pulp_store::{
+    StoreError,
+    cancel::Canceled,
+    tasks::{CancelOutcome, Task, TaskFilter},
+};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -26,6 +30,8 @@ pub(crate) fn routes() -> Routes {
         .at("/tasks/", get(list).delete(purge))
         .at("/tasks/search/", get(search_by_query).post(search_by_body))
         .at("/tasks/{task}/", get(read).delete(cancel))
+        .at("/tasks/{task}/wait_reason/", get(wait_reason))
+        .at("/tasks/{task}/timeline/", get(timeline))
 }
 
 fn unknown(task: &str) -> ApiError {
@@ -62,25 +68,93 @@ async fn read(State(app): State<App>, Segments(task): Segments<String>) -> Reply
     Ok(replies::ok(&views::single_task(&task)))
 }
 
-/// Cancels a task. One that has ended stays as it is, and that is no error.
-async fn cancel(State(app): State<App>, Segments(task): Segments<String>) -> Reply {
+/// Why the task waits; of one that doesn't, how far it is.
+async fn wait_reason(State(app): State<App>, Segments(task): Segments<String>) -> Reply {
     let id: TaskId = task.parse().map_err(|_| unknown(&task))?;
+    let situation = app.store.situation(id).await?.ok_or_else(|| unknown(&task))?;
+    Ok(replies::ok(&views::wait_reason(&situation)))
+}
+
+/// All that befell the task, oldest first.
+async fn timeline(State(app): State<App>, Segments(task): Segments<String>) -> Reply {
+    let id: TaskId = task.parse().map_err(|_| unknown(&task))?;
+    let events = app.store.timeline(id).await?;
+    if events.is_empty() {
+        return Err(unknown(&task));
+    }
+    Ok(replies::ok(&views::timeline(&events)))
+}
+
+/// Cancels a task and what it made, as far as they have not ended; with `tree=false` the task alone, as Pulp 2 did.
+/// What has ended stays as it is, and that is no error.
+async fn cancel(State(app): State<App>, Segments(task): Segments<String>, query: Query) -> Reply {
+    let id: TaskId = task.parse().map_err(|_| unknown(&task))?;
+    let what = match query.first("tree") {
+        Some(_) if !query.flag("tree")? => Stop::Task(id),
+        _ => Stop::Tree(id),
+    };
+    if stop(&app, &what).await? {
+        Ok(replies::ok(&Value::Null))
+    } else {
+        Err(unknown(&task))
+    }
+}
+
+/// What a cancel is about.
+#[derive(Debug)]
+pub(crate) enum Stop<'a> {
+    /// One task.
+    Task(TaskId),
+    /// A task and what it made.
+    Tree(TaskId),
+    /// The tasks of a group.
+    Group(&'a str),
+}
+
+/// Cancels, and tells the workers that run any of it; false if there is no such thing.
+pub(crate) async fn stop(app: &ApiState, what: &Stop<'_>) -> Result<bool, ApiError> {
+    let canceled = match commit_stop(app, what).await {
+        // Many rows are locked, and the resource manager may be granting them: of two that wait for each other the
+        // database tells one to begin anew.
+        Err(e) if e.is_transient() => commit_stop(app, what).await?,
+        other => other?,
+    };
+    let Some(canceled) = canceled else {
+        return Ok(false);
+    };
+    tracing::info!(
+        ?what,
+        ended = canceled.ended.len(),
+        asked = canceled.asked.len(),
+        "cancel asked for"
+    );
+    for task_id in canceled.asked {
+        if let Some(broker) = &app.broker
+            && let Err(error) = broker.broadcast(&Control::Cancel { task_id }).await
+        {
+            // Only a hint: its worker reads the request with its next heartbeat.
+            tracing::debug!(%task_id, %error, "the cancel was not broadcast");
+        }
+    }
+    Ok(true)
+}
+
+async fn commit_stop(app: &ApiState, what: &Stop<'_>) -> Result<Option<Canceled>, StoreError> {
     let mut tx = app.store.begin().await?;
-    let outcome = tx.cancel_task(id).await?;
-    match outcome {
-        CancelOutcome::Unknown => return Err(unknown(&task)),
-        CancelOutcome::AlreadyEnded => {}
-        CancelOutcome::Canceled | CancelOutcome::Requested => tx.commit().await?,
-    }
-    tracing::info!(task_id = %id, ?outcome, "cancel asked for");
-    if outcome == CancelOutcome::Requested
-        && let Some(broker) = &app.broker
-        && let Err(error) = broker.broadcast(&Control::Cancel { task_id: id }).await
-    {
-        // Only a hint: its worker reads the request with its next heartbeat.
-        tracing::debug!(task_id = %id, %error, "the cancel was not broadcast");
-    }
-    Ok(replies::ok(&Value::Null))
+    let canceled = match what {
+        Stop::Tree(id) => tx.cancel_tree(*id).await?,
+        Stop::Group(id) => tx.cancel_group(id).await?,
+        Stop::Task(id) => match tx.cancel_task(*id).await? {
+            CancelOutcome::Unknown => None,
+            CancelOutcome::AlreadyEnded | CancelOutcome::Canceled => Some(Canceled::default()),
+            CancelOutcome::Requested => Some(Canceled {
+                asked: vec![*id],
+                ..Canceled::default()
+            }),
+        },
+    };
+    tx.commit().await?;
+    Ok(canceled)
 }
 
 /// Deletes ended tasks of the states named. What is still under way can't be purged.
@@ -160,7 +234,8 @@ fn narrowed(filters: &Map<String, Value>) -> (TaskFilter, bool) {
             }
             "group_id" => {
                 narrowed.ungrouped = wanted.is_null();
-                wanted.is_null()
+                narrowed.group_id = wanted.as_str().map(ToOwned::to_owned);
+                wanted.is_null() || wanted.is_string()
             }
             _ => false,
         };

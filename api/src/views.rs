@@ -3,6 +3,10 @@
 //! Shapes: the serialisers of Pulp 2, deprecated keys (`_ns`, `_id`, `exception`, `traceback`) included, since
 //! clients read them.
 
+mod wait;
+
+use std::collections::BTreeMap;
+
 use pulp_model::{
     TaskId, Timestamp,
     history::{PublishHistory, SyncHistory},
@@ -14,6 +18,7 @@ use pulp_store::{
     repositories::Repository,
     schedules::{Schedule, Target},
     tasks::Task,
+    timeline::Event,
     units::{Association, StoredUnit},
     uploads::Upload,
     users::User,
@@ -22,6 +27,8 @@ use pulp_store::{
 use serde_json::{Map, Value, json};
 
 use crate::PREFIX;
+
+pub(crate) use wait::wait_reason;
 
 /// What stands in place of a password.
 pub(crate) const MASK: &str = "*****";
@@ -188,6 +195,44 @@ pub(crate) fn single_task(t: &Task) -> Value {
     let mut view = task(t);
     view["queue"] = json!(queue.unwrap_or_default());
     view
+}
+
+/// What befell a task. Instants have milliseconds here, unlike elsewhere: much happens within a second.
+pub(crate) fn timeline(events: &[Event]) -> Value {
+    let view = |e: &Event| {
+        let at = chrono::DateTime::from_timestamp_micros(e.at.micros()).unwrap_or_default();
+        json!({
+            "at": at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            "event": e.kind.as_str(),
+            "attempt": e.attempt,
+            "worker_name": e.worker,
+            "detail": e.detail,
+        })
+    };
+    events.iter().map(view).collect()
+}
+
+/// How many tasks of a group are in which state.
+pub(crate) fn state_summary(states: &BTreeMap<&'static str, i64>) -> Value {
+    let mut view = json!(states);
+    view["total"] = json!(states.values().sum::<i64>());
+    view
+}
+
+/// A group with its tasks in short.
+pub(crate) fn task_group(id: &str, states: &BTreeMap<&'static str, i64>, tasks: &[Task]) -> Value {
+    let task = |t: &Task| {
+        let mut view = task_ref(t.id);
+        view["task_type"] = json!(t.task_type);
+        view["state"] = json!(t.state);
+        view
+    };
+    json!({
+        "group_id": id,
+        "_href": format!("{PREFIX}/task_groups/{id}/"),
+        "state_summary": state_summary(states),
+        "tasks": tasks.iter().map(task).collect::<Vec<_>>(),
+    })
 }
 
 /// A unit in a repository.
