@@ -24,6 +24,7 @@ mod message;
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use pulp_trace::TraceContext;
 
 pub use error::BrokerError;
 pub use message::{Control, DeadLetter, Message, Outgoing, Queue, Undecodable};
@@ -160,6 +161,7 @@ pub trait Subscription: Send {
 pub struct Delivery {
     message: Message,
     message_id: Option<String>,
+    trace: Option<TraceContext>,
     redelivered: bool,
     receipt: Receipt,
 }
@@ -179,6 +181,11 @@ impl Delivery {
     /// The sender's id of it, which is its outbox row's.
     pub fn message_id(&self) -> Option<&str> {
         self.message_id.as_deref()
+    }
+
+    /// The trace that it belongs to, as its sender says.
+    pub const fn trace(&self) -> Option<&TraceContext> {
+        self.trace.as_ref()
     }
 
     /// Whether it was handed out before, to anyone.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use pulp_trace::TraceContext;
 use tokio::sync::{Notify, broadcast};
 
 use crate::{
@@ -52,6 +53,7 @@ struct ConsumerState {
 struct Stored {
     message: Message,
     message_id: Option<String>,
+    trace: Option<TraceContext>,
     /// How often it was handed out and came back.
     returns: u32,
     /// From where and why, in the dead queue.
@@ -143,6 +145,7 @@ impl State {
         let delivery = Delivery {
             message: stored.message,
             message_id: stored.message_id.clone(),
+            trace: stored.trace.clone(),
             redelivered: stored.returns > 0,
             receipt: crate::Receipt::Memory(Receipt {
                 shared: Arc::downgrade(shared),
@@ -188,6 +191,7 @@ impl Broker for MemoryBroker {
             state.queues.entry(outgoing.queue).or_default().push_back(Stored {
                 message: outgoing.message,
                 message_id: Some(outgoing.message_id.clone()),
+                trace: outgoing.trace.clone(),
                 returns: 0,
                 death: None,
             });

@@ -10,6 +10,7 @@ use pulp_model::{
     id::{Attempt, Epoch, TaskId},
     task::TaskClass,
 };
+use pulp_trace::TraceContext;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// The version of every body that this release writes and reads.
@@ -169,6 +170,8 @@ pub struct Outgoing {
     pub message: Message,
     /// The sender's id of it: the outbox row's.
     pub message_id: String,
+    /// The trace that it belongs to; in AMQP the headers `traceparent` and `tracestate`.
+    pub trace: Option<TraceContext>,
 }
 
 impl Outgoing {
@@ -178,7 +181,14 @@ impl Outgoing {
             queue: message.queue(),
             message,
             message_id: message_id.into(),
+            trace: None,
         }
+    }
+
+    /// The same as a part of this trace.
+    #[must_use]
+    pub fn within(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
     }
 }
 

@@ -11,6 +11,7 @@ use pulp_broker::{
 };
 use pulp_model::{Attempt, Epoch, TaskId, task::TaskClass};
 use pulp_testkit::{shared_rabbitmq, unique_prefix};
+use pulp_trace::TraceContext;
 
 const IMPORT: Queue = Queue::Class(TaskClass::Import);
 /// Small, so that a test reaches it soon.
@@ -131,9 +132,28 @@ contract![
     the_dead_letters_have_no_consumer,
     a_queue_can_be_purged,
     queues_do_not_mix,
+    a_message_keeps_its_trace,
     a_broadcast_reaches_every_subscriber,
     a_closed_broker_says_so,
 ];
+
+async fn a_message_keeps_its_trace(broker: Arc<dyn Broker>) {
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let traces = [
+        TraceContext::parse(parent, Some("vendor=x")),
+        TraceContext::parse(parent, None),
+        None,
+    ];
+    let batch = grants(traces.len()).into_iter().zip(traces.clone());
+    let batch: Vec<Outgoing> = batch.map(|(o, trace)| o.within(trace)).collect();
+    publish(&*broker, &batch).await;
+    let mut consumer = broker.consume(IMPORT, 10).await.unwrap();
+    for trace in traces {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(delivery.trace(), trace.as_ref());
+        delivery.ack().await.unwrap();
+    }
+}
 
 async fn what_is_published_is_delivered_in_order_and_ends_with_the_ack(broker: Arc<dyn Broker>) {
     let batch = grants(20);

@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use pulp_broker::{Broker, BrokerError, Message, Outgoing};
 use pulp_runtime::backoff::Backoff;
 use pulp_store::{Store, StoreError};
+use pulp_trace::{Span, SpanKind};
 use tokio_util::sync::CancellationToken;
 
 /// How often a relay looks without having been woken.
@@ -87,7 +88,9 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
         let mut settled = Vec::new();
         for row in &taken.rows {
             match Message::from_json(row.body.as_bytes()) {
-                Ok(message) => outgoing.push(Outgoing::new(message, row.id.clone())),
+                Ok(message) => {
+                    outgoing.push(Outgoing::new(message, row.id.clone()).within(row.trace.clone()));
+                }
                 // Nothing we wrote; the sweep will tell again whatever it was about.
                 Err(e) => {
                     tracing::error!(id = row.id, error = %e, "an outbox row can't be read and is dropped");
@@ -95,7 +98,13 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
                 }
             }
         }
-        let confirmed = broker.publish(&outgoing).await.map_err(Fault::Broker)?;
+        let spans = spans_of(&outgoing);
+        let confirmed = broker.publish(&outgoing).await.map_err(Fault::Broker);
+        if let Err(fault) = &confirmed {
+            spans.iter().for_each(|span| span.fail(fault));
+        }
+        drop(spans);
+        let confirmed = confirmed?;
         let mut unconfirmed = 0;
         for (message, is_confirmed) in outgoing.into_iter().zip(confirmed) {
             if is_confirmed {
@@ -112,6 +121,27 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
             return Ok(());
         }
     }
+}
+
+/// One for each message of a trace that somebody records: from here to the broker's confirm. A batch
+/// has messages of many traces, so it has no span of its own.
+fn spans_of(batch: &[Outgoing]) -> Vec<Span> {
+    if !pulp_trace::is_exporting() {
+        return Vec::new();
+    }
+    let sampled = |o: &&Outgoing| o.trace.as_ref().is_some_and(pulp_trace::TraceContext::is_sampled);
+    batch
+        .iter()
+        .filter(sampled)
+        .map(|outgoing| {
+            let span = Span::below(outgoing.trace.as_ref(), "outbox.publish", SpanKind::Producer);
+            span.set("messaging.destination.name", outgoing.queue.key());
+            span.set("messaging.message.id", &outgoing.message_id);
+            span.set("task.id", &outgoing.message.task_id());
+            span.count("messaging.batch.message_count", batch.len() as u64);
+            span
+        })
+        .collect()
 }
 
 #[cfg(test)]

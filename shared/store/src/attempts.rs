@@ -10,6 +10,7 @@ use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp,
     task::{Owner, TaskKind, TaskState},
 };
+use pulp_trace::TraceContext;
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
@@ -50,6 +51,12 @@ pub struct ClaimedTask {
     pub lease: TaskLease,
     /// What to do.
     pub kind: TaskKind,
+    /// Since when it is there.
+    pub created: Timestamp,
+    /// When it was claimed, by the same clock.
+    pub claimed: Timestamp,
+    /// Its place in a trace.
+    pub trace: Option<TraceContext>,
 }
 
 /// What came of a claim.
@@ -132,7 +139,7 @@ impl Store {
         let sql = "UPDATE tasks SET state = 'running', worker_name = $3, incarnation = $4, started = $5, progressed = $5 \
                    WHERE task_id = $1 AND attempt = $2 \
                    AND (state = 'accepted' OR (state = 'running' AND worker_name = $3 AND incarnation = $4)) \
-                   RETURNING kind, kind_name, schema_version, declined";
+                   RETURNING kind, kind_name, schema_version, declined, created, traceparent, tracestate";
         let found = sqlx::query(sql)
             .bind(id.to_string())
             .bind(attempt.0)
@@ -156,6 +163,9 @@ impl Store {
         Ok(ClaimOutcome::Claimed(Box::new(ClaimedTask {
             lease: TaskLease { task_id: id, attempt },
             kind,
+            created: row::instant(&found, "created")?,
+            claimed: now,
+            trace: row::trace(&found)?,
         })))
     }
 

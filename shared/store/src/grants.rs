@@ -6,6 +6,7 @@ use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
     task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
 };
+use pulp_trace::{Span, SpanKind, TraceContext};
 use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
@@ -172,16 +173,21 @@ impl Store {
         let mut tx = self.begin().await?;
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
-        let granted = tx.accept(epoch, grants, now).await?;
+        let mut origins = Origins::new();
+        let granted = tx.accept(epoch, grants, now, &mut origins).await?;
         tx.reserve(&granted, now).await?;
         let ids: Vec<TaskId> = granted.iter().map(|(grant, _)| grant.id).collect();
         tx.close_requests(&ids).await?;
         let messages: Vec<_> = granted
             .iter()
-            .map(|(grant, attempt)| Message::granted(grant.id, *attempt, grant.class, epoch))
+            .map(|(grant, attempt)| {
+                let trace = origins.get(&grant.id).and_then(|(trace, _)| trace.clone());
+                Message::granted(grant.id, *attempt, grant.class, epoch).within(trace)
+            })
             .collect();
         tx.tell(now, &messages).await?;
         tx.commit().await?;
+        tell_of_grants(epoch, &granted, &origins, now);
         Ok(granted
             .into_iter()
             .map(|(grant, attempt)| (grant.id, attempt))
@@ -194,7 +200,7 @@ impl Store {
         let mut tx = self.begin().await?;
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
-        let sql = "SELECT task_id, attempt, class FROM tasks WHERE state = 'accepted' \
+        let sql = "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' \
                    AND COALESCE(resent, accepted) < $1 ORDER BY accepted LIMIT 1000";
         let before = now.plus_micros(-micros(older_than)).micros();
         let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
@@ -208,7 +214,7 @@ impl Store {
                 .execute(tx.on())
                 .await?;
             let attempt = Attempt(r.try_get("attempt")?);
-            messages.push(Message::granted(id, attempt, class(r)?, epoch));
+            messages.push(Message::granted(id, attempt, class(r)?, epoch).within(row::trace(r)?));
         }
         tx.tell(now, &messages).await?;
         tx.commit().await?;
@@ -356,12 +362,13 @@ impl Tx {
         epoch: Epoch,
         grants: &'g [Grant],
         now: Timestamp,
+        origins: &mut Origins,
     ) -> Result<Vec<(&'g Grant, Attempt)>, StoreError> {
         let mut granted = Vec::with_capacity(grants.len());
         for chunk in grants.chunks(CHUNK) {
             let sql = format!(
                 "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $1, accepted = $2 \
-                 WHERE state = 'waiting' AND task_id IN ({}) RETURNING task_id, attempt",
+                 WHERE state = 'waiting' AND task_id IN ({}) RETURNING task_id, attempt, created, traceparent, tracestate",
                 placeholders(3, chunk.len())
             );
             let mut query = bulk(sql).bind(epoch.0).bind(now.micros());
@@ -370,7 +377,9 @@ impl Tx {
             }
             let mut attempts: HashMap<TaskId, Attempt> = HashMap::new();
             for r in query.fetch_all(self.on()).await? {
-                attempts.insert(row::parsed(&r, "task_id")?, Attempt(r.try_get("attempt")?));
+                let id: TaskId = row::parsed(&r, "task_id")?;
+                origins.insert(id, (row::trace(&r)?, row::instant(&r, "created")?));
+                attempts.insert(id, Attempt(r.try_get("attempt")?));
             }
             // Taken out, so that a task that stands twice in `grants` is granted once.
             granted.extend(
@@ -426,6 +435,27 @@ impl Tx {
             self.count_run(id, RunEnd::Badly).await?;
         }
         self.release_reservations(id).await
+    }
+}
+
+/// Where granted tasks come from: their traces, and since when they waited.
+type Origins = HashMap<TaskId, (Option<TraceContext>, Timestamp)>;
+
+/// A span for each grant, from the task's creation: it waited for its resources all that time, and for its turn.
+fn tell_of_grants(epoch: Epoch, granted: &[(&Grant, Attempt)], origins: &Origins, now: Timestamp) {
+    for (grant, attempt) in granted {
+        let Some((Some(trace), created)) = origins.get(&grant.id) else {
+            continue;
+        };
+        if !pulp_trace::is_exporting() || !trace.is_sampled() {
+            continue;
+        }
+        let waited = Duration::from_micros(u64::try_from(now.micros() - created.micros()).unwrap_or(0));
+        let span = Span::began(Some(trace), "task.grant", SpanKind::Internal, waited);
+        span.set("task.id", &grant.id);
+        span.set("task.attempt", attempt);
+        span.set("task.class", grant.class.as_str());
+        span.set("leader.epoch", &epoch);
     }
 }
 

@@ -4,6 +4,7 @@
 //! format; this crate treats them as text but for the few that its own state changes cause.
 
 use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
+use pulp_trace::TraceContext;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use uuid::Uuid;
@@ -22,6 +23,8 @@ pub struct OutboxRow {
     pub queue: String,
     /// The body as JSON.
     pub body: String,
+    /// The trace that it belongs to.
+    pub trace: Option<TraceContext>,
 }
 
 /// The queue of the resource manager.
@@ -50,10 +53,10 @@ impl Store {
             store: self.clone(),
         };
         let found = if let Some(tx) = &mut batch.tx {
-            let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
+            let sql = "SELECT id, queue, body, traceparent, tracestate FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
             sqlx::query(sql).bind(i64::from(limit)).fetch_all(tx.on()).await?
         } else {
-            let sql = "SELECT id, queue, body FROM outbox ORDER BY id LIMIT $1";
+            let sql = "SELECT id, queue, body, traceparent, tracestate FROM outbox ORDER BY id LIMIT $1";
             sqlx::query(sql)
                 .bind(i64::from(limit))
                 .fetch_all(&self.pool)
@@ -64,6 +67,7 @@ impl Store {
                 id: row.try_get("id")?,
                 queue: row.try_get("queue")?,
                 body: row.try_get("body")?,
+                trace: crate::row::trace(&row)?,
             });
         }
         Ok(batch)
@@ -107,15 +111,18 @@ impl Tx {
     pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
         for chunk in messages.chunks(CHUNK) {
             let sql = format!(
-                "INSERT INTO outbox (id, queue, body, created) VALUES {}",
-                rows_of(4, chunk.len())
+                "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) VALUES {}",
+                rows_of(6, chunk.len())
             );
             let mut query = bulk(sql);
             for message in chunk {
+                let trace = message.trace.clone().or_else(TraceContext::current);
                 query = query
                     .bind(Uuid::now_v7().to_string())
                     .bind(message.queue)
                     .bind(message.body.to_string())
+                    .bind(trace.as_ref().map(TraceContext::traceparent))
+                    .bind(trace.as_ref().and_then(TraceContext::tracestate))
                     .bind(now.micros());
             }
             query.execute(self.on()).await?;
@@ -129,6 +136,8 @@ impl Tx {
 pub(crate) struct Message {
     queue: &'static str,
     body: Value,
+    /// None means that of whoever tells it.
+    trace: Option<TraceContext>,
 }
 
 impl Message {
@@ -137,6 +146,7 @@ impl Message {
         Self {
             queue: INTAKE,
             body: json!({"v": 1, "type": "submitted", "task_id": id}),
+            trace: None,
         }
     }
 
@@ -145,6 +155,7 @@ impl Message {
         Self {
             queue: INTAKE,
             body: json!({"v": 1, "type": "ended", "task_id": id}),
+            trace: None,
         }
     }
 
@@ -153,6 +164,12 @@ impl Message {
         Self {
             queue: class.as_str(),
             body: json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch}),
+            trace: None,
         }
+    }
+
+    /// The same as a part of this trace.
+    pub(crate) fn within(self, trace: Option<TraceContext>) -> Self {
+        Self { trace, ..self }
     }
 }

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use pulp_model::Timestamp;
+use pulp_trace::TraceContext;
 use serde::de::DeserializeOwned;
 use sqlx::{Row as _, any::AnyRow};
 
@@ -42,6 +43,13 @@ pub(crate) fn instant(row: &AnyRow, column: &'static str) -> Result<Timestamp, S
 /// An instant that may be null.
 pub(crate) fn optional_instant(row: &AnyRow, column: &'static str) -> Result<Option<Timestamp>, StoreError> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp))
+}
+
+/// The place in a trace; none if there is none.
+pub(crate) fn trace(row: &AnyRow) -> Result<Option<TraceContext>, StoreError> {
+    let (parent, state): (Option<String>, Option<String>) =
+        (row.try_get("traceparent")?, row.try_get("tracestate")?);
+    Ok(TraceContext::from_row(parent.as_deref(), state.as_deref()))
 }
 
 /// Any serialisable value as a text column.

@@ -4,6 +4,7 @@ use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
     task::{Coalescing, LockMode, Owner, TaskKind, TaskState},
 };
+use pulp_trace::{Span, SpanKind, TraceContext};
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
@@ -208,8 +209,9 @@ impl Tx {
                 .execute(self.on())
                 .await?;
         }
-        self.insert_task(id, submission, now).await?;
-        self.tell(now, &[Message::submitted(id)]).await?;
+        let trace = self.insert_task(id, submission, now).await?;
+        self.tell(now, &[Message::submitted(id).within(Some(trace))])
+            .await?;
         Ok(id)
     }
 
@@ -247,12 +249,17 @@ impl Tx {
         id: TaskId,
         submission: &Submission<'_>,
         now: Timestamp,
-    ) -> Result<(), StoreError> {
+    ) -> Result<TraceContext, StoreError> {
         let kind = submission.kind;
+        let span = Span::begin("task.enqueue", SpanKind::Producer);
+        span.set("task.id", &id);
+        span.set("task.kind", kind.name());
+        let trace = span.place();
         let tags = kind.tags();
         let insert = "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
-                      group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks) \
-                      VALUES ($1, $2, $3, $4, $5, $6, $7, 'waiting', $8, $9, $10, $11, 0, 0, 0, $12, '{}', '[]')";
+                      group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks, \
+                      traceparent, tracestate) \
+                      VALUES ($1, $2, $3, $4, $5, $6, $7, 'waiting', $8, $9, $10, $11, 0, 0, 0, $12, '{}', '[]', $13, $14)";
         sqlx::query(insert)
             .bind(id.to_string())
             .bind(row::to_json(kind))
@@ -266,6 +273,8 @@ impl Tx {
             .bind(submission.parent.map(|p| p.to_string()))
             .bind(i64::from(kind.is_restartable()))
             .bind(now.micros())
+            .bind(trace.traceparent())
+            .bind(trace.tracestate())
             .execute(self.on())
             .await?;
         let insert = format!(
@@ -295,7 +304,7 @@ impl Tx {
             }
             query.execute(self.on()).await?;
         }
-        Ok(())
+        Ok(trace)
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.

@@ -19,7 +19,7 @@ pub const TRACESTATE: &str = "tracestate";
 const LONGEST_STATE: usize = 512;
 
 /// A place in a trace: the trace's id, and the span that is the parent of what comes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext(SpanContext);
 
 impl TraceContext {

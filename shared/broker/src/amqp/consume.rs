@@ -9,13 +9,14 @@ use std::{
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt};
 use lapin::{
-    Channel,
+    BasicProperties, Channel,
     options::{
         BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
         BasicRejectOptions, QueueBindOptions, QueueDeclareOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
+use pulp_trace::{TRACEPARENT, TRACESTATE, TraceContext};
 
 use super::{
     error,
@@ -222,6 +223,17 @@ pub(crate) async fn ack_all(receipts: Vec<&Receipt>) -> Result<(), BrokerError> 
     result
 }
 
+/// The trace in the headers; none if there is none that can be read.
+fn trace_of(properties: &BasicProperties) -> Option<TraceContext> {
+    let headers = properties.headers().as_ref()?;
+    let text = |name: &str| match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        AMQPValue::ShortString(text) => Some(text.as_str()),
+        _ => None,
+    };
+    TraceContext::from_row(text(TRACEPARENT), text(TRACESTATE))
+}
+
 impl AmqpConsumer {
     /// Reads what the library handed over; what can't be read goes to the dead letters.
     async fn accept(&self, raw: lapin::message::Delivery) -> Option<Delivery> {
@@ -232,6 +244,7 @@ impl AmqpConsumer {
                 Some(Delivery {
                     message,
                     message_id,
+                    trace: trace_of(&raw.properties),
                     redelivered: raw.redelivered,
                     receipt: crate::Receipt::Amqp(Receipt {
                         desk: Arc::downgrade(&self.desk),

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use lapin::{
     BasicProperties, Channel, Confirmation, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    types::{AMQPValue, FieldTable},
 };
+use pulp_trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use tokio::time::{Instant, timeout_at};
 
 use super::{disconnected, error, session::Session, topology};
@@ -126,7 +128,7 @@ impl Session {
                     immediate: false,
                 },
                 outgoing.message.to_json().as_bytes(),
-                properties()
+                traced(outgoing.trace.as_ref())
                     .with_delivery_mode(2)
                     .with_message_id(outgoing.message_id.as_str().into())
                     .with_type(outgoing.message.type_name().into()),
@@ -174,6 +176,22 @@ impl Session {
             *slot = None;
         }
     }
+}
+
+/// With the trace as headers, by the names that they have in HTTP.
+fn traced(trace: Option<&TraceContext>) -> BasicProperties {
+    let Some(trace) = trace else {
+        return properties();
+    };
+    let mut headers = FieldTable::default();
+    let mut put = |name: &str, text: String| {
+        headers.insert(name.into(), AMQPValue::LongString(text.into()));
+    };
+    put(TRACEPARENT, trace.traceparent());
+    if let Some(state) = trace.tracestate() {
+        put(TRACESTATE, state);
+    }
+    properties().with_headers(headers)
 }
 
 fn properties() -> BasicProperties {

@@ -89,6 +89,9 @@ CREATE TABLE tasks (
     schema_version BIGINT NOT NULL,
     -- For whom: `user:<login>`, `scheduler` or `system`.
     owner TEXT NOT NULL,
+    -- Its place in a trace: what W3C calls traceparent and tracestate.
+    traceparent TEXT,
+    tracestate TEXT,
     class TEXT NOT NULL,
     state TEXT NOT NULL,
     tags TEXT NOT NULL,
@@ -204,6 +207,8 @@ CREATE TABLE outbox (
     id TEXT NOT NULL PRIMARY KEY,
     queue TEXT NOT NULL,
     body TEXT NOT NULL,
+    traceparent TEXT,
+    tracestate TEXT,
     created BIGINT NOT NULL
 );
 

@@ -24,6 +24,7 @@ mod schedules;
 mod server;
 mod tasks;
 mod timeline;
+mod trace;
 mod users_and_uploads;
 mod versions;
 mod waits;
