@@ -21,6 +21,7 @@ use crate::{
     Entitlements,
     entitlement::{Entitlement, path_of_url},
     reloaded::Reloaded,
+    tokens::{self, Credential, TokenGate},
 };
 
 /// Header in which a proxy hands a client's certificate on, as nginx's `$ssl_client_escaped_cert` gives it.
@@ -162,16 +163,24 @@ impl Gate {
     }
 }
 
-/// The client of one request. Its certificate is looked at only if something protected is asked for.
+/// The client of one request. Its certificate and its token are looked at only if something protected is asked for.
 pub(crate) struct Viewer {
     gate: Option<Arc<Gate>>,
     peer: Option<Peer>,
     handed_on: Option<String>,
     entitlement: OnceLock<Option<Arc<Entitlement>>>,
+    tokens: Option<Arc<TokenGate>>,
+    bearer: Option<String>,
+    credential: OnceLock<Credential>,
 }
 
 impl Viewer {
-    pub(crate) fn new(gate: Option<Arc<Gate>>, peer: Option<Peer>, headers: &HeaderMap) -> Self {
+    pub(crate) fn new(
+        gate: Option<Arc<Gate>>,
+        tokens: Option<Arc<TokenGate>>,
+        peer: Option<Peer>,
+        headers: &HeaderMap,
+    ) -> Self {
         // Two of them, and one is not the proxy's.
         let mut handed_on = headers.get_all(CERTIFICATE_HEADER).iter();
         let handed_on = match (handed_on.next(), handed_on.next()) {
@@ -183,16 +192,36 @@ impl Viewer {
             peer,
             handed_on,
             entitlement: OnceLock::new(),
+            bearer: tokens.as_ref().and_then(|_| tokens::bearer(headers)),
+            tokens,
+            credential: OnceLock::new(),
         }
     }
 
-    /// Whether the client may know that a repository is there. Its whole url path decides, not the file asked for.
-    pub(crate) fn may_see(&self, protected: bool, url: &str) -> bool {
-        if !protected {
-            return true;
-        }
-        let entitlement = self.entitlement.get_or_init(|| self.find_entitlement());
-        entitlement.as_ref().is_some_and(|e| e.permits(path_of_url(url)))
+    /// Whether the client may know that a repository is there: by an entitlement to its whole url path, whatever
+    /// file is asked for, or by a token for its name.
+    pub(crate) fn may_see(&self, protected: bool, url: &str, registry_id: &str) -> bool {
+        !protected
+            || self.credential().opens(registry_id)
+            || self.entitlement().is_some_and(|e| e.permits(path_of_url(url)))
+    }
+
+    /// Whether the client has shown a certificate that entitles to something.
+    pub(crate) fn is_entitled(&self) -> bool {
+        self.entitlement().is_some()
+    }
+
+    fn entitlement(&self) -> Option<&Arc<Entitlement>> {
+        self.entitlement.get_or_init(|| self.find_entitlement()).as_ref()
+    }
+
+    /// What the client has shown in `Authorization`.
+    pub(crate) fn credential(&self) -> &Credential {
+        self.credential
+            .get_or_init(|| match (&self.tokens, &self.bearer) {
+                (Some(tokens), Some(bearer)) => tokens.judge(bearer),
+                _ => Credential::None,
+            })
     }
 
     fn find_entitlement(&self) -> Option<Arc<Entitlement>> {

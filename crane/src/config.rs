@@ -66,6 +66,38 @@ pub struct Entitlements {
     pub trusted_proxies: Vec<IpNet>,
 }
 
+/// When clients are told that credentials may help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Challenge {
+    /// As long as a protected repository is published. Elsewise clients need no tokens at all.
+    #[default]
+    Protected,
+    /// Always, so that logins are checked from the beginning.
+    Always,
+}
+
+/// Whose tokens open protected repositories, and where clients get them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenService {
+    /// Url of the token endpoint as clients reach it; none means `/token` of the host they came to.
+    pub realm: Option<String>,
+    /// This registry's name: tokens for others count for nothing.
+    pub service: String,
+    /// Who gives them out.
+    pub issuer: String,
+    /// Public keys, PEM, one or more in each file. They are read again when they change.
+    pub public_keys: Vec<PathBuf>,
+    /// When clients are told of it.
+    pub challenge: Challenge,
+}
+
+impl TokenService {
+    /// The name of the registry that is asked for, where nothing is said.
+    pub const SERVICE: &str = "pulp-registry";
+    /// Who gives tokens out, where nothing is said.
+    pub const ISSUER: &str = "pulp";
+}
+
 /// Settings of Crane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CraneConfig {
@@ -90,8 +122,10 @@ pub struct CraneConfig {
     pub max_age: Option<Duration>,
     /// TLS; none means plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Protected repositories; none means that nobody gets them.
+    /// Certificates for protected repositories; none means that no certificate counts.
     pub entitlements: Option<Entitlements>,
+    /// Tokens for protected repositories; none means that no token counts, and none is asked for.
+    pub tokens: Option<TokenService>,
     /// How long a client may take to send a request's headers, and to shake hands over TLS.
     pub header_timeout: Duration,
     /// How often the files of TLS and entitlements are looked at for changes.
@@ -114,6 +148,7 @@ impl Default for CraneConfig {
             max_age: None,
             tls: None,
             entitlements: None,
+            tokens: None,
             header_timeout: Duration::from_secs(30),
             reload_interval: Duration::from_secs(10),
             debug: false,

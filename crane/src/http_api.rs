@@ -25,6 +25,7 @@ use crate::{
     files,
     schema1::Signer,
     small::Small,
+    tokens::{self, TokenGate},
     v1, v2,
 };
 
@@ -48,8 +49,12 @@ pub(crate) struct App {
     pub(crate) small: Small,
     /// Of schema 1 manifests made here.
     pub(crate) signer: Option<Signer>,
-    /// None: nobody gets protected repositories.
+    /// None: no certificate opens protected repositories.
     pub(crate) gate: Option<Arc<Gate>>,
+    /// None: no token does.
+    pub(crate) tokens: Option<Arc<TokenGate>>,
+    /// Whether clients reach it by HTTPS.
+    pub(crate) tls: bool,
     tables: watch::Sender<Arc<Tables>>,
     reload: Notify,
 }
@@ -68,6 +73,8 @@ impl App {
             small: Small::default(),
             signer: Signer::new(),
             gate: config.entitlements.as_ref().map(|e| Arc::new(Gate::open(e))),
+            tokens: config.tokens.as_ref().map(|t| Arc::new(TokenGate::open(t))),
+            tls: config.tls.is_some(),
             tables: watch::Sender::new(tables),
             reload: Notify::new(),
         }
@@ -113,7 +120,7 @@ async fn dispatch(State(app): State<Arc<App>>, request: Request) -> Response {
     let (mut parts, _) = request.into_parts();
     let peer = parts.extensions.remove::<Peer>();
     let call = Call {
-        viewer: Viewer::new(app.gate.clone(), peer.clone(), &parts.headers),
+        viewer: Viewer::new(app.gate.clone(), app.tokens.clone(), peer.clone(), &parts.headers),
         method: parts.method,
         uri: parts.uri,
         headers: parts.headers,
@@ -175,6 +182,8 @@ async fn by_group(app: &App, call: &Call, tables: &Tables, path: &str) -> Result
         files::answer(app, call, tables, rest).await
     } else if let Some(rest) = path.strip_prefix("/crane/") {
         Ok(admin::answer(call, tables, rest))
+    } else if path == pulp_token::PATH && app.tokens.is_some() {
+        Ok(tokens::of_nobody(call))
     } else {
         Ok(not_found())
     }

@@ -20,6 +20,7 @@ mod search;
 mod send;
 mod small;
 mod tls;
+mod tokens;
 mod v1;
 mod v2;
 mod watch;
@@ -35,7 +36,8 @@ use crate::{
     http_api::App,
 };
 pub use config::{
-    Cdn, ConfigError, CraneConfig, Entitlements, Mode, Sendfile, TlsFiles, Token, TokenAlgorithm,
+    Cdn, Challenge, ConfigError, CraneConfig, Entitlements, Mode, Sendfile, TlsFiles, Token, TokenAlgorithm,
+    TokenService,
 };
 
 /// Why Crane stopped.
@@ -53,6 +55,16 @@ pub enum CraneError {
 ///
 /// A data directory that isn't there is no error: it may be mounted later.
 pub async fn run(
+    config: CraneConfig,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), CraneError> {
+    run_beside(Router::new(), config, listener, shutdown).await
+}
+
+/// As [`run`], with routes of somebody else on the same listener, which go first.
+pub async fn run_beside(
+    beside: Router,
     config: CraneConfig,
     listener: TcpListener,
     shutdown: CancellationToken,
@@ -84,8 +96,15 @@ pub async fn run(
             stop.clone(),
         ));
     }
+    if let Some(tokens) = &crane.app.tokens {
+        tokio::spawn(reloaded::follow(
+            Arc::clone(&tokens.verifier),
+            reload,
+            stop.clone(),
+        ));
+    }
     let server = listen::Server {
-        router: crane.router(),
+        router: beside.merge(crane.router()),
         tls,
         header_timeout,
     };

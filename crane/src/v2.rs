@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use pulp_model::{Digest, MediaType, TagName, unit::ManifestKind};
+use pulp_model::{Digest, MediaType, RegistryId, TagName, unit::ManifestKind};
 use pulp_publication::index::IndexManifest;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use crate::{
     negotiate::{self, Accept},
     schema1,
     send::{self, Cache, FileAnswer},
+    tokens,
 };
 
 /// What a path below `/v2/` asks for.
@@ -123,10 +124,13 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Ans
     let repo = |name: &str| {
         tables
             .v2(name, &call.viewer)
-            .ok_or_else(|| ApiError::name_unknown(name))
+            .ok_or_else(|| unseen(app, call, tables, name))
     };
     match Target::of(path) {
-        Target::Ping => Ok(Ok(http_api::json(StatusCode::OK, &json!({})))),
+        Target::Ping => Ok(match tokens::challenge_at_ping(app, call, tables) {
+            Some(challenge) => Err(ApiError::unauthorized(challenge)),
+            None => Ok(http_api::json(StatusCode::OK, &json!({}))),
+        }),
         Target::Catalog => Ok(catalog(call, tables)),
         Target::Nothing { name } => Ok(Err(ApiError::name_unknown(name))),
         Target::Tags { name } => match repo(name) {
@@ -145,6 +149,15 @@ async fn read(app: &App, call: &Call, tables: &Tables, path: &str) -> Result<Ans
             Ok(repo) => Ok(referrers(call, repo, digest).await),
             Err(error) => Ok(Err(error)),
         },
+    }
+}
+
+/// What is said of a repository that isn't there for this client: the same whether it is there for others or not.
+fn unseen(app: &App, call: &Call, tables: &Tables, name: &str) -> ApiError {
+    let valid = name.parse::<RegistryId>().ok();
+    match valid.and_then(|name| tokens::challenge_for(app, call, tables, &name)) {
+        Some(challenge) => ApiError::unauthorized(challenge),
+        None => ApiError::name_unknown(name),
     }
 }
 

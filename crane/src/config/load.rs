@@ -1,5 +1,7 @@
 //! `/etc/crane.conf` and the environment, put over settings of any origin.
 
+mod access;
+
 use std::{
     collections::BTreeMap,
     ffi::OsString,
@@ -10,7 +12,7 @@ use std::{
 };
 
 use super::{
-    CraneConfig, Entitlements, Mode, Sendfile, TlsFiles, Token,
+    CraneConfig, Mode, Sendfile, TlsFiles, Token,
     ini::{self, IniError},
 };
 
@@ -18,7 +20,7 @@ use super::{
 const DEFAULT_FILE: &str = "/etc/crane.conf";
 
 /// Every key, by section. In the environment they are `CRANE_<SECTION>_<KEY>`.
-const KEYS: [(&str, &[&str]); 7] = [
+const KEYS: [(&str, &[&str]); 8] = [
     (
         "general",
         &[
@@ -54,6 +56,10 @@ const KEYS: [(&str, &[&str]); 7] = [
     ),
     ("tls", &["certificate", "key"]),
     ("entitlements", &["ca", "crl", "trusted_proxies"]),
+    (
+        "token",
+        &["realm", "service", "issuer", "public_keys", "challenge"],
+    ),
     ("gsa", &["url"]),
     ("solr", &["url"]),
 ];
@@ -271,37 +277,13 @@ impl Settings {
             (None, Some(_)) => return Err(self.wrong("tls", "certificate", "the certificate of [tls] key")),
             (None, None) => {}
         }
-        if let Some(ca) = self.text("entitlements", "ca") {
-            config.entitlements = Some(Entitlements {
-                ca: ca.into(),
-                crl: self.text("entitlements", "crl").map(PathBuf::from),
-                trusted_proxies: self.proxies()?,
-            });
-        }
+        self.access(&mut config)?;
         for service in ["gsa", "solr"] {
             if self.text(service, "url").is_some() {
                 tracing::warn!("[{service}] url is passed over: /v1/search answers from Crane's own index");
             }
         }
         Ok(config)
-    }
-
-    fn proxies(&self) -> Result<Vec<ipnet::IpNet>, ConfigError> {
-        struct Proxy(ipnet::IpNet);
-        impl FromStr for Proxy {
-            type Err = ();
-
-            /// A network, or an address alone.
-            fn from_str(text: &str) -> Result<Self, ()> {
-                let net = text.parse().ok();
-                net.or_else(|| Some(text.parse::<std::net::IpAddr>().ok()?.into()))
-                    .map(Self)
-                    .ok_or(())
-            }
-        }
-        let wanted = "addresses or networks such as 192.0.2.1 and 10.0.0.0/8";
-        let proxies = self.list::<Proxy>("entitlements", "trusted_proxies", wanted)?;
-        Ok(proxies.unwrap_or_default().into_iter().map(|p| p.0).collect())
     }
 
     fn general(&self, config: &mut CraneConfig) -> Result<(), ConfigError> {
@@ -571,6 +553,18 @@ mod tests {
             (
                 "[entitlements]\nca: /c\ntrusted_proxies: here",
                 "trusted_proxies is \"here\"",
+            ),
+            (
+                "[token]\npublic_keys: /k\nrealm: here",
+                "[token] realm is \"here\"",
+            ),
+            (
+                "[token]\npublic_keys: /k\nservice: a b",
+                "[token] service is \"a b\"",
+            ),
+            (
+                "[token]\npublic_keys: /k\nchallenge: no",
+                "[token] challenge is \"no\"",
             ),
         ] {
             let error = load(text, &[]).unwrap_err().to_string();

@@ -103,6 +103,8 @@ pub(crate) struct Tables {
     images: HashMap<String, Vec<Arc<V1Repo>>>,
     v1_by_repository: HashMap<String, Arc<V1Repo>>,
     v2_by_repository: HashMap<String, Arc<V2Repo>>,
+    /// Whether credentials can be of any use.
+    pub(crate) any_protected: bool,
 }
 
 impl Tables {
@@ -114,6 +116,7 @@ impl Tables {
             }
         }
         Self {
+            any_protected: v1.values().any(|r| r.protected) || v2.values().any(|r| r.protected),
             images,
             v1_by_repository: v1
                 .values()
@@ -159,12 +162,12 @@ impl Tables {
 
 impl V1Repo {
     pub(crate) fn shown_to(&self, viewer: &Viewer) -> bool {
-        viewer.may_see(self.protected, &self.url)
+        viewer.may_see(self.protected, &self.url, &self.registry_id)
     }
 }
 
 impl V2Repo {
     pub(crate) fn shown_to(&self, viewer: &Viewer) -> bool {
-        viewer.may_see(self.protected, &self.url)
+        viewer.may_see(self.protected, &self.url, &self.registry_id)
     }
 }

@@ -5,7 +5,7 @@ use http::{HeaderValue, StatusCode, header};
 use pulp_model::{Digest, RegistryId};
 use serde_json::{Value, json};
 
-use crate::http_api;
+use crate::{http_api, tokens::Challenged};
 
 /// An error of the specification, "Error Codes".
 #[derive(Debug)]
@@ -14,9 +14,30 @@ pub(super) struct ApiError {
     code: &'static str,
     message: &'static str,
     detail: Value,
+    challenge: Option<HeaderValue>,
 }
 
 impl ApiError {
+    /// Credentials may help. 401 in either case, as clients look at the challenge of no other.
+    pub(super) fn unauthorized(challenged: Challenged) -> Self {
+        let detail = challenged.name.map_or(
+            Value::Null,
+            |name| json!([{"Type": "repository", "Name": name, "Action": "pull"}]),
+        );
+        let (code, message) = if challenged.denied {
+            ("DENIED", "requested access to the resource is denied")
+        } else {
+            ("UNAUTHORIZED", "authentication required")
+        };
+        Self {
+            status: StatusCode::UNAUTHORIZED,
+            code,
+            message,
+            detail,
+            challenge: Some(challenged.header),
+        }
+    }
+
     pub(super) fn name_unknown(name: &str) -> Self {
         if name.parse::<RegistryId>().is_err() {
             return Self {
@@ -24,6 +45,7 @@ impl ApiError {
                 code: "NAME_INVALID",
                 message: "invalid repository name",
                 detail: json!({ "name": name }),
+                challenge: None,
             };
         }
         Self {
@@ -31,6 +53,7 @@ impl ApiError {
             code: "NAME_UNKNOWN",
             message: "repository name not known to registry",
             detail: json!({ "name": name }),
+            challenge: None,
         }
     }
 
@@ -40,6 +63,7 @@ impl ApiError {
             code: "MANIFEST_UNKNOWN",
             message: "manifest unknown",
             detail: json!({ "name": name, "reference": reference }),
+            challenge: None,
         }
     }
 
@@ -49,6 +73,7 @@ impl ApiError {
             code: "BLOB_UNKNOWN",
             message: "blob unknown to registry",
             detail: json!({ "digest": digest }),
+            challenge: None,
         }
     }
 
@@ -58,6 +83,7 @@ impl ApiError {
             code: "DIGEST_INVALID",
             message: "provided digest is not a digest",
             detail: json!({ "digest": digest }),
+            challenge: None,
         }
     }
 
@@ -67,6 +93,7 @@ impl ApiError {
             code: "PAGINATION_NUMBER_INVALID",
             message: "invalid number of results requested",
             detail: json!({ "n": n }),
+            challenge: None,
         }
     }
 
@@ -76,6 +103,7 @@ impl ApiError {
             code: "UNSUPPORTED",
             message: "this registry is read-only; content is published through Pulp",
             detail: Value::Null,
+            challenge: None,
         }
     }
 
@@ -85,6 +113,7 @@ impl ApiError {
             code: "UNAVAILABLE",
             message: "the content can't be read at the moment, try again",
             detail: Value::Null,
+            challenge: None,
         }
     }
 
@@ -92,6 +121,9 @@ impl ApiError {
         let error = json!({ "code": self.code, "message": self.message, "detail": self.detail });
         let mut response = http_api::json(self.status, &json!({ "errors": [error] }));
         let headers = response.headers_mut();
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
         match self.status {
             StatusCode::METHOD_NOT_ALLOWED => headers.insert(header::ALLOW, http_api::ALLOW),
             StatusCode::SERVICE_UNAVAILABLE => {
