@@ -1,6 +1,9 @@
 //! What a leader does: takes in what is new, grants what may go, revokes what the dead hold.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use pulp_broker::{Broker, BrokerError, Consumer, Delivery, Queue, ack_all};
 use pulp_model::{Epoch, TaskId, Timestamp, task::TaskState};
@@ -13,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Settings,
+    horizon::Horizon,
     ledger::Ledger,
     lock_table::{LockTable, Waiter},
     metrics,
-    horizon::Horizon,
     pace::Pace,
+    quiet::Told,
 };
 
 /// Deliveries that wait for one commit.
@@ -48,6 +52,7 @@ pub(crate) async fn lead(
 /// Returns when another leads.
 async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
     let mut intake = Intake::default();
+    let mut told = Told::default();
     let mut sweep = tokio::time::interval(leader.settings.sweep);
     let mut patrol = tokio::time::interval(PATROL);
     for timer in [&mut sweep, &mut patrol] {
@@ -60,6 +65,9 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
                 let done = leader.sweep(queues_are_empty(broker).await).await;
                 if let Err(e) = metrics::read_figures(leader.ledger).await {
                     tracing::debug!(error = %e, "figures not read");
+                }
+                if let Err(e) = told.look(leader.ledger, leader.settings.stalled_after).await {
+                    tracing::debug!(error = %e, "not looked for tasks without progress");
                 }
                 done
             }
@@ -119,6 +127,8 @@ pub struct Leader<'a, L> {
     /// Whether the table knows every task there is. Until then nothing is granted: what it doesn't know may have come
     /// first.
     complete: bool,
+    /// Up to where it knows each resource's line.
+    horizon: Horizon,
     pace: Pace,
     /// The database's clock when the pace was last set.
     now: Timestamp,
@@ -127,16 +137,15 @@ pub struct Leader<'a, L> {
 }
 
 impl<'a, L: Ledger> Leader<'a, L> {
-    /// Up to where it knows each resource's line.
-    horizon: Horizon,
     /// Leads under `epoch`, knowing nothing: begin with a [sweep](Self::sweep).
     pub fn new(settings: &'a Settings, ledger: &'a L, epoch: Epoch) -> Self {
         Self {
             settings,
             ledger,
             epoch,
-            table: LockTable::default(),
+            table: LockTable::new(Arc::clone(&settings.owner_weights)),
             complete: false,
+            horizon: Horizon::default(),
             pace: Pace::default(),
             now: Timestamp(0),
             held_back: HashMap::new(),
@@ -145,7 +154,6 @@ impl<'a, L: Ledger> Leader<'a, L> {
 
     /// What the result of a step means for the next one.
     pub fn after(&mut self, done: Result<(), StoreError>) -> Next {
-            horizon: Horizon::default(),
         match done {
             Ok(()) => Next::GoOn,
             Err(StoreError::LeadershipLost) => {
@@ -205,7 +213,6 @@ impl<'a, L: Ledger> Leader<'a, L> {
             // Should this fail, the table is read anew.
             live = self.ledger.live_among(&unknown).await?;
         }
-        Ok(())
     }
 
     fn know(&mut self, task: LiveTask) {
@@ -239,7 +246,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
     }
 
     fn forget_all(&mut self) {
-        self.table = LockTable::default();
+        self.table = LockTable::new(Arc::clone(&self.settings.owner_weights));
         self.complete = false;
         self.held_back.clear();
     }
@@ -296,7 +303,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         }
     }
 
-    /// Takes tasks from dead workers and ends those that don't stop.
+    /// Takes tasks from dead workers and ends those that don't stop, or go on for too long.
     pub async fn patrol(&mut self) -> Result<(), StoreError> {
         let revoked = self
             .ledger
@@ -312,8 +319,14 @@ impl<'a, L: Ledger> Leader<'a, L> {
         for id in &canceled {
             tracing::warn!(task = %id, "it did not stop in time and was ended; its worker can commit nothing");
         }
+        let expired = self.ledger.expire(self.epoch, &self.settings.limits).await?;
+        for id in &expired {
+            tracing::warn!(task = %id, "it went on for too long and was ended; its worker can commit nothing");
+        }
         metrics::revoked(revoked.len());
-        let ids: Vec<TaskId> = revoked.into_iter().map(|(id, _)| id).chain(canceled).collect();
+        metrics::expired(expired.len());
+        let revoked = revoked.into_iter().map(|(id, _)| id);
+        let ids: Vec<TaskId> = revoked.chain(canceled).chain(expired).collect();
         self.pace.tick();
         self.set_pace().await?;
         self.look_at(&ids).await?;
@@ -323,6 +336,8 @@ impl<'a, L: Ledger> Leader<'a, L> {
     /// Checks the whole table against the rows, and sends again what was lost on the way to workers if no
     /// unclaimed grant can still be waiting in a queue.
     pub async fn sweep(&mut self, queues_are_empty: bool) -> Result<(), StoreError> {
+        // The clock first: what it shows is not after the instant that the rows are of.
+        self.set_pace().await?;
         let live = self.ledger.live_tasks().await?;
         self.forget_all();
         self.horizon.swept(self.now, &live);
@@ -336,8 +351,6 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 .ledger
                 .resend_unclaimed(self.epoch, self.settings.resend_after)
                 .await?;
-        // The clock first: what it shows is not after the instant that the rows are of.
-        self.set_pace().await?;
             if resent > 0 {
                 tracing::warn!(resent, "grants that no worker claimed were sent again");
             }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
+use pulp_model::{Attempt, Epoch, TaskId, Timestamp, deadline::HardLimits, task::TaskClass};
 use pulp_store::{
     Store, StoreError,
     grants::{Gap, Grant, LiveTask, Revoked},
@@ -30,6 +30,7 @@ pub trait Ledger {
         max_attempts: i64,
     ) -> Result<Vec<(TaskId, Revoked)>, StoreError>;
     async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError>;
+    async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError>;
     /// A ledger that leaves it out has workers for everything.
     async fn capacity(&self) -> Result<Capacity, StoreError> {
         let slots = TaskClass::ALL.into_iter().map(|class| (class, u32::MAX));
@@ -50,11 +51,11 @@ impl Ledger for Store {
         self.live_among(ids).await
     }
 
-    async fn commit_grants(
     async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
         self.waiting_in(gaps).await
     }
 
+    async fn commit_grants(
         &self,
         epoch: Epoch,
         grants: &[Grant],
@@ -76,6 +77,10 @@ impl Ledger for Store {
 
     async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError> {
         self.force_cancel(epoch, grace).await
+    }
+
+    async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError> {
+        self.expire(epoch, limits).await
     }
 
     async fn capacity(&self) -> Result<Capacity, StoreError> {

@@ -12,17 +12,20 @@ mod metrics;
 #[cfg(feature = "mutations")]
 pub mod mutations;
 pub mod pace;
+mod quiet;
 pub mod rotation;
 
 pub use ledger::Ledger;
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use pulp_broker::Broker;
 use pulp_liveness::{Database, Keeper, LivenessError, Renewal, presence};
+use pulp_model::deadline::HardLimits;
 use pulp_runtime::backoff::Backoff;
 use pulp_store::grants::ROLE;
 use tokio_util::sync::CancellationToken;
@@ -41,8 +44,14 @@ pub struct Settings {
     pub max_attempts: i64,
     /// How long a running task may take to stop after a cancel before it is ended over its worker's head.
     pub cancel_grace: Duration,
+    /// How long runs may go on before they are ended over their worker's head.
+    pub limits: HardLimits,
+    /// How long a run may show no progress before that is told.
+    pub stalled_after: Duration,
     /// How long a grant may lie unclaimed in an empty queue before it is sent again.
     pub resend_after: Duration,
+    /// Turns that an owner gets where others get one, by the owner's text; see [`rotation`].
+    pub owner_weights: Arc<BTreeMap<String, u32>>,
 }
 
 /// How often a standby tries to take the lease.

@@ -1,6 +1,6 @@
 //! The leader's figures for Prometheus.
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use prometheus::{
     Gauge, GaugeVec, IntCounter, IntGauge, IntGaugeVec, register_gauge, register_gauge_vec,
@@ -48,6 +48,16 @@ static REVOKED: LazyLock<IntCounter> = registered_metric!(register_int_counter!(
     "Running tasks taken from dead workers"
 ));
 
+static EXPIRED: LazyLock<IntCounter> = registered_metric!(register_int_counter!(
+    "pulp_expirations_total",
+    "Running tasks that were ended over their worker's head: beyond the hard deadline, or without progress"
+));
+static QUIET: LazyLock<IntGaugeVec> = registered_metric!(register_int_gauge_vec!(
+    "pulp_tasks_stalled",
+    "Running tasks that have shown no progress for tasks.stalled_after, by class",
+    &["class"]
+));
+
 /// This process leads, or leads no more.
 pub(crate) fn leading(epoch: Option<Epoch>) {
     LEADER_EPOCH.set(epoch.map_or(0, |e| e.0));
@@ -59,6 +69,16 @@ pub(crate) fn granted(tasks: usize) {
 
 pub(crate) fn revoked(tasks: usize) {
     REVOKED.inc_by(tasks as u64);
+}
+
+pub(crate) fn expired(tasks: usize) {
+    EXPIRED.inc_by(tasks as u64);
+}
+
+pub(crate) fn quiet(by_class: &BTreeMap<TaskClass, i64>) {
+    for (class, tasks) in by_class {
+        QUIET.with_label_values(&[class.as_str()]).set(*tasks);
+    }
 }
 
 pub(crate) fn violations(found: i64) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
 use anyhow::Context as _;
 use pulp_api::{ApiConfig, ApiState};
 use pulp_crane::{CraneConfig, Mode};
-use pulp_model::task::TaskClass;
+use pulp_model::{deadline::HardLimits, task::TaskClass};
 use pulp_runtime::{
     config::{Config, CraneMode},
     shutdown::{self, Drained, Shutdown},
@@ -33,6 +33,17 @@ impl Role {
             Self::Worker => "worker",
             Self::Scheduler => "scheduler",
             Self::Crane => "crane",
+        }
+    }
+
+    /// The name among the services of a tracing system.
+    pub(crate) const fn service(self) -> &'static str {
+        match self {
+            Self::Api => "pulp-api",
+            Self::ResourceManager => "pulp-resource-manager",
+            Self::Worker => "pulp-worker",
+            Self::Scheduler => "pulp-scheduler",
+            Self::Crane => "pulp-crane",
         }
     }
 }
@@ -163,8 +174,14 @@ pub(crate) async fn resource_manager(services: &Services, stop: CancellationToke
         grant_batch: tasks.grant_batch as usize,
         max_attempts: i64::from(tasks.max_attempts),
         // The worker has the same grace; then it is given time to say so itself.
-        cancel_grace: tasks.cancel_grace + tasks.worker_ttl,
+        cancel_grace: tasks.hard_margin(),
+        limits: HardLimits {
+            deadlines: tasks.deadlines(),
+            without_progress: tasks.end_stalled_after.map(|after| after + tasks.hard_margin()),
+        },
+        stalled_after: tasks.stalled_after,
         resend_after: tasks.sweep * 2,
+        owner_weights: std::sync::Arc::new(tasks.owner_weights.clone()),
     };
     pulp_resource_manager::run(settings, services.database.clone(), services.broker.clone(), stop).await;
 }
@@ -183,12 +200,21 @@ pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::
         slots,
         lease_ttl: config.tasks.worker_ttl,
         cancel_grace: config.tasks.cancel_grace,
+        deadlines: config.tasks.deadlines(),
+        stalled_after: config.tasks.stalled_after,
+        end_stalled_after: config.tasks.end_stalled_after,
         drain_timeout: config.tasks.drain_timeout,
         uploads_dir: config.storage.uploads_dir(),
         working_dir: config.storage.working_dir(),
         redirect_base: config.redirect_base(),
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
         max_expanded_bytes: config.tasks.max_expanded_bytes,
+        transfer: pulp_worker::TransferSettings {
+            import_dir: config.import_dir(),
+            signing_key: config.export_signing_key(),
+            trusted_keys_dir: config.trusted_keys_dir(),
+            require_signature: config.transfer.require_signature,
+        },
     };
     let resources = pulp_worker::Resources {
         database: services.database.clone(),

@@ -105,6 +105,7 @@ fn some_settings(sim: &Sim) -> Settings {
             max_attempts: 3,
             cancel_grace: worker_grace + worker_ttl,
             resend_after: sweep * 2,
+            owner_weights: std::sync::Arc::default(),
         },
         worker_ttl,
         worker_grace,

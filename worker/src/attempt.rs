@@ -1,11 +1,17 @@
 //! One run of one task: from its claim to its terminal state, whatever happens.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
-use pulp_model::progress::StepState;
+use pulp_model::{
+    CodedError, Timestamp,
+    deadline::{Overran, Overrun},
+    progress::StepState,
+    task::TaskKind,
+};
 use pulp_runtime::backoff::Backoff;
 use pulp_store::{ClaimedTask, FencedTx, StoreError, TaskLease, attempts::Outcome};
+use tokio::time::Instant;
 
 use crate::{
     Worker,
@@ -16,24 +22,37 @@ use crate::{
     progress::Report,
     running::Entered,
     stop::{Stop, StopReason},
+    watch::{Limits, Look, Watch},
 };
+
+/// How often a run is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Runs a claimed task and sees to its end.
 pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _entered): (Stop, Entered)) {
-    let ClaimedTask { lease, kind } = claimed;
+    let ClaimedTask { lease, kind, .. } = claimed;
     let context = Context {
         worker: Arc::clone(&worker),
         lease: lease.clone(),
         report: Report::default(),
         stop: stop.clone(),
-        started: pulp_model::Timestamp::now(),
+        started: Timestamp::now(),
+        begun: Instant::now(),
     };
     tracing::info!(task = %lease.task_id(), attempt = %lease.attempt(), kind = kind.task_type(), "running");
     let figures = metrics::Run::begin(&kind);
+    let limits = worker.limits(&kind);
     let result = tokio::select! {
+        // What has ended has ended, whatever else is the case.
+        biased;
         result = caught(kinds::run(&context, &kind)) => result,
         () = stop.overdue(|| tokio::time::sleep(worker.settings.cancel_grace)) => Err(TaskError::Stopped),
-        () = context.report.write_through(&worker.store, &lease) => Err(TaskError::Stopped),
+        () = context.report.write_through(&worker.store, &lease, limits.touch()) => {
+            // Threads that it left behind look at this.
+            stop.stop(StopReason::Fenced);
+            Err(TaskError::Stopped)
+        }
+        () = watch(&context, limits) => Err(TaskError::Stopped),
     };
     let ended = match result {
         Ok(()) => {
@@ -44,6 +63,28 @@ pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _enter
     };
     figures.end(ended);
     kinds::clean_up(&context, &kind).await;
+}
+
+/// Stops the run when it takes too long or stands still, and tells when it is quiet. Never returns: what is stopped
+/// still has its grace.
+async fn watch(context: &Context, limits: Limits) {
+    let task = context.lease.task_id();
+    let mut watch = Watch::new(limits);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match watch.look(context.begun.elapsed(), context.report.beats()) {
+            Look::Well => {}
+            Look::Quiet(silent) => {
+                let at = context.report.under_way().unwrap_or_default();
+                tracing::warn!(%task, silent = ?silent, at, "shows no progress");
+            }
+            Look::Overran(overrun) => {
+                tracing::warn!(%task, ?overrun, "goes on for too long; it is stopped");
+                context.stop.stop(StopReason::Overran(overrun));
+                return std::future::pending().await;
+            }
+        }
+    }
 }
 
 /// A panic of a task ends the task, not the worker.
@@ -61,7 +102,7 @@ async fn caught(run: impl Future<Output = Result<(), TaskError>>) -> Result<(), 
 }
 
 /// Gives the task its terminal state, gives it back, or leaves it to whoever has it now.
-async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: TaskError) -> Ended {
+async fn end_badly(context: &Context, kind: &TaskKind, error: TaskError) -> Ended {
     let lease = &context.lease;
     if let TaskError::Store(StoreError::Fenced { now, .. }) = &error {
         tracing::warn!(task = %lease.task_id(), now, "this attempt is over; nothing was committed");
@@ -92,21 +133,42 @@ async fn end_badly(context: &Context, kind: &pulp_model::task::TaskKind, error: 
             Ended::Canceled
         }
         Ending::Fail => {
-            let coded = error.coded();
+            let overrun = match context.stop.reason() {
+                Some(StopReason::Overran(overrun)) => Some(overrun),
+                _ => None,
+            };
+            let coded = overrun.map_or_else(|| error.coded(), |o| overran(context, kind, o));
             tracing::warn!(task = %lease.task_id(), code = %coded.code, "failed: {}", coded.description);
-            if !matches!(error, TaskError::Rejected(_)) {
+            if overrun.is_none() && !matches!(error, TaskError::Rejected(_)) {
                 tracing::error!(task = %lease.task_id(), error = ?error, "not the request's fault");
             }
             context
                 .report
                 .end_all(StepState::Failed, Some(&coded.description));
             end(context, kind, &Outcome::Failed(coded)).await;
-            Ended::Failed
+            if overrun.is_some() {
+                Ended::Overran
+            } else {
+                Ended::Failed
+            }
         }
     }
 }
 
-async fn end(context: &Context, kind: &pulp_model::task::TaskKind, outcome: &Outcome) {
+/// What the clients of a run that was stopped for its time see.
+fn overran(context: &Context, kind: &TaskKind, overrun: Overrun) -> CodedError {
+    let at = context.report.under_way();
+    overrun.coded(&Overran {
+        task: context.lease.task_id(),
+        kind: kind.name(),
+        repository: kind.repo_id().as_str(),
+        at: at.as_deref(),
+        stuck: None,
+        ran: context.begun.elapsed(),
+    })
+}
+
+async fn end(context: &Context, kind: &TaskKind, outcome: &Outcome) {
     persist(context, |worker, lease| async move {
         let mut tx: FencedTx = worker.store.begin_fenced(&lease).await?;
         kinds::record_failure(context, kind, &mut tx, outcome).await?;
@@ -134,7 +196,7 @@ where
                 tracing::warn!(task = %context.lease.task_id(), error = %e, "can't write the task's end");
             }
         }
-        if context.stop.reason() == Some(StopReason::LeaseLost) {
+        if context.stop.reason().is_some_and(StopReason::is_final) {
             return;
         }
         backoff.sleep().await;

@@ -34,9 +34,11 @@ pub enum Ending {
 /// Decides what becomes of a run that ended by `fault`, having been told to stop for `reason`.
 pub fn ending(reason: Option<StopReason>, fault: Fault, attempt: Attempt) -> Ending {
     match (fault, reason) {
-        (Fault::Fenced, _) | (_, Some(StopReason::LeaseLost)) => Ending::Leave,
+        (Fault::Fenced, _) | (_, Some(StopReason::LeaseLost | StopReason::Fenced)) => Ending::Leave,
         (_, Some(StopReason::Draining)) => Ending::GiveBack,
         (_, Some(StopReason::Canceled)) => Ending::Cancel,
+        // It had its time; with another attempt it would only take it again.
+        (_, Some(StopReason::Overran(_))) => Ending::Fail,
         // Nothing was committed, or the fence refuses to give it back.
         (Fault::Outage, None) if attempt.0 < GIVE_UP_AT => Ending::GiveBack,
         (Fault::Outage | Fault::Other, None) => Ending::Fail,
@@ -45,6 +47,10 @@ pub fn ending(reason: Option<StopReason>, fault: Fault, attempt: Attempt) -> End
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use pulp_model::deadline::Overrun;
+
     use super::*;
 
     #[test]
@@ -53,11 +59,19 @@ mod tests {
             assert_eq!(ending(reason, Fault::Fenced, Attempt(1)), Ending::Leave);
         }
         for fault in [Fault::Outage, Fault::Other] {
-            assert_eq!(
-                ending(Some(StopReason::LeaseLost), fault, Attempt(1)),
-                Ending::Leave
-            );
+            for reason in [StopReason::LeaseLost, StopReason::Fenced] {
+                assert_eq!(ending(Some(reason), fault, Attempt(1)), Ending::Leave);
+            }
         }
+    }
+
+    #[test]
+    fn a_run_that_took_too_long_fails_whatever_it_fell_over() {
+        let overran = StopReason::Overran(Overrun::Deadline(Duration::from_secs(1)));
+        for fault in [Fault::Outage, Fault::Other] {
+            assert_eq!(ending(Some(overran), fault, Attempt(1)), Ending::Fail);
+        }
+        assert_eq!(ending(Some(overran), Fault::Fenced, Attempt(1)), Ending::Leave);
     }
 
     #[test]

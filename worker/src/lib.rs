@@ -13,6 +13,7 @@ mod metrics;
 mod progress;
 pub mod running;
 pub mod stop;
+pub mod watch;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +25,10 @@ use std::{
 use pulp_broker::{Broker, Control};
 use pulp_content::ContentStore;
 use pulp_liveness::{Database, Keeper, keep_worker, presence};
-use pulp_model::task::TaskClass;
+use pulp_model::{
+    deadline::Deadlines,
+    task::{TaskClass, TaskKind},
+};
 use pulp_publication::Root;
 use pulp_runtime::{backoff::Backoff, shutdown::Shutdown};
 use pulp_store::{
@@ -36,7 +40,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::WorkerError;
 
-use crate::{running::Running, stop::StopReason};
+use crate::{running::Running, stop::StopReason, watch::Limits};
 
 /// How a worker works.
 #[derive(Debug, Clone)]
@@ -45,8 +49,14 @@ pub struct Settings {
     pub slots: BTreeMap<TaskClass, usize>,
     /// How long its lease lives without a renewal.
     pub lease_ttl: Duration,
-    /// How long a task may take to stop by itself after a cancel.
+    /// How long a task may take to stop by itself after a cancel, or at its deadline.
     pub cancel_grace: Duration,
+    /// How long a run may take, by its kind.
+    pub deadlines: Deadlines,
+    /// How long a run may show no progress before that is told.
+    pub stalled_after: Duration,
+    /// How long a run may show no progress before it is stopped; none means for ever.
+    pub end_stalled_after: Option<Duration>,
     /// How long running tasks may go on after a first signal to end.
     pub drain_timeout: Duration,
     /// Where uploads lie.
@@ -59,6 +69,21 @@ pub struct Settings {
     pub plugin_defaults: BTreeMap<String, Map<String, Value>>,
     /// Most bytes that an upload may expand to.
     pub max_expanded_bytes: u64,
+    /// Exports for closed networks.
+    pub transfer: TransferSettings,
+}
+
+/// Where exports for closed networks come from, and who vouches for them.
+#[derive(Debug, Clone)]
+pub struct TransferSettings {
+    /// Below it lie the exports that can be imported.
+    pub import_dir: PathBuf,
+    /// The private key that signs exports; if there is no such file, they are not signed.
+    pub signing_key: PathBuf,
+    /// Public keys whose exports are taken; there need be no such directory.
+    pub trusted_keys_dir: PathBuf,
+    /// Whether an export must be signed by one of them.
+    pub require_signature: bool,
 }
 
 /// What a worker works with.
@@ -83,6 +108,17 @@ pub(crate) struct Worker {
     pub(crate) published: Root,
     pub(crate) incarnation: Incarnation,
     pub(crate) running: Running,
+}
+
+impl Worker {
+    /// What a run of this kind is allowed.
+    pub(crate) fn limits(&self, kind: &TaskKind) -> Limits {
+        Limits {
+            deadline: self.settings.deadlines.of(kind.name()).soft,
+            quiet: self.settings.stalled_after,
+            standstill: self.settings.end_stalled_after,
+        }
+    }
 }
 
 /// The role in the list of processes.

@@ -6,8 +6,12 @@ use prometheus::{
     HistogramVec, IntCounterVec, IntGaugeVec, exponential_buckets, register_histogram_vec,
     register_int_counter_vec, register_int_gauge_vec,
 };
-use pulp_model::task::{TaskClass, TaskKind};
+use pulp_model::{
+    Attempt,
+    task::{TaskClass, TaskKind},
+};
 use pulp_runtime::registered_metric;
+use pulp_store::ClaimedTask;
 
 static RUNNING: LazyLock<IntGaugeVec> = registered_metric!(register_int_gauge_vec!(
     "pulp_worker_running",
@@ -26,11 +30,20 @@ static CLAIMS: LazyLock<IntCounterVec> = registered_metric!(register_int_counter
     &["class", "outcome"]
 ));
 
+static QUEUE_TIME: LazyLock<HistogramVec> = registered_metric!(register_histogram_vec!(
+    "pulp_task_queue_seconds",
+    "Time from the creation of a task to its first claim, by class",
+    &["class"],
+    exponential_buckets(0.002, 2.0, 22).unwrap_or_default()
+));
+
 /// How a run ended, as the figures tell it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ended {
     Well,
     Failed,
+    /// Its deadline came, or it stood still.
+    Overran,
     Canceled,
     GivenBack,
     Fenced,
@@ -41,6 +54,7 @@ impl Ended {
         match self {
             Self::Well => "finished",
             Self::Failed => "error",
+            Self::Overran => "overran",
             Self::Canceled => "canceled",
             Self::GivenBack => "given_back",
             Self::Fenced => "fenced",
@@ -51,6 +65,17 @@ impl Ended {
 /// A grant was claimed, refused, or could not be claimed.
 pub(crate) fn claimed(class: TaskClass, outcome: &'static str) {
     CLAIMS.with_label_values(&[class.as_str(), outcome]).inc();
+}
+
+/// How long a task waited for its first run, by the database's clock.
+pub(crate) fn queued(class: TaskClass, attempt: Attempt, task: &ClaimedTask) {
+    // A later one waited for a worker's death before.
+    if attempt == Attempt(1) {
+        let micros = (task.claimed.micros() - task.created.micros()).max(0);
+        QUEUE_TIME
+            .with_label_values(&[class.as_str()])
+            .observe(micros as f64 / 1e6);
+    }
 }
 
 /// A run under way; counts as running until it is told how it ended.
@@ -75,6 +100,10 @@ impl Run {
         RUN_TIME
             .with_label_values(&[self.class.as_str(), how.as_str()])
             .observe(took);
+        pulp_trace::note("task.outcome", how.as_str());
+        if !matches!(how, Ended::Well | Ended::Canceled) {
+            pulp_trace::note_failure(how.as_str());
+        }
     }
 }
 

@@ -1,20 +1,33 @@
 //! A task's progress report: steps under the importer's or distributor's id, written at most twice a second.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use pulp_model::progress::{Step, StepError, StepState};
 use pulp_store::{Store, TaskLease};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// How often a changed report is written.
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// The steps of one task. Clones are handles of the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Report(Arc<Mutex<Steps>>);
+pub(crate) struct Report(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    steps: Mutex<Steps>,
+    /// Counts whatever shows that the run moves.
+    beats: AtomicU64,
+    /// Whether the run is at its end, and writes its report itself.
+    closed: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Steps {
@@ -85,31 +98,85 @@ impl Report {
         (Value::Object(summary), json!(steps.list))
     }
 
-    /// Writes changes for as long as it is polled.
-    pub(crate) async fn write_through(&self, store: &Store, lease: &TaskLease) {
-        loop {
+    /// The run moves: bytes came, an item was looked at. Cheap; for what the steps don't show.
+    pub(crate) fn beat(&self) {
+        self.0.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the run has been seen to move.
+    pub(crate) fn beats(&self) -> u64 {
+        self.0.beats.load(Ordering::Relaxed)
+    }
+
+    /// The run is at its end: what is written from now on, it writes with its effect.
+    pub(crate) fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.closed.load(Ordering::SeqCst)
+    }
+
+    /// The step under way, in words.
+    pub(crate) fn under_way(&self) -> Option<String> {
+        let steps = self.lock();
+        let step = steps
+            .list
+            .iter()
+            .rev()
+            .find(|step| step.state == StepState::InProgress)?;
+        let mut text = format!(
+            "{} {} of {}",
+            step.description,
+            step.num_processed,
+            step.items_total.max(step.num_processed)
+        );
+        if !step.details.is_empty() {
+            text.push_str(", ");
+            text.push_str(&step.details);
+        }
+        Some(text)
+    }
+
+    /// Writes changes for as long as it is polled, and each `touch` that the run moves, if only its beats show that.
+    /// Returns when the attempt is over, which nothing else tells a run that is ended over its worker's head.
+    pub(crate) async fn write_through(&self, store: &Store, lease: &TaskLease, touch: Duration) {
+        let (mut beats, mut written) = (self.beats(), Instant::now());
+        while !self.is_closed() {
             tokio::time::sleep(PERIOD).await;
+            let moves = self.beats() != beats && written.elapsed() >= touch;
             let report = {
                 let mut steps = self.lock();
-                std::mem::take(&mut steps.changed).then(|| steps.to_json())
+                (std::mem::take(&mut steps.changed) || moves).then(|| steps.to_json())
             };
-            if let Some(report) = report
-                && let Err(e) = store.write_progress(lease, &report).await
-            {
-                tracing::debug!(error = %e, "progress not written");
-                self.lock().changed = true;
+            let Some(report) = report.filter(|_| !self.is_closed()) else {
+                continue;
+            };
+            (beats, written) = (self.beats(), Instant::now());
+            match store.write_progress(lease, &report).await {
+                Ok(true) => {}
+                // Its own end is one, too.
+                Ok(false) if self.is_closed() => {}
+                Ok(false) => return,
+                Err(e) => {
+                    tracing::debug!(error = %e, "progress not written");
+                    self.lock().changed = true;
+                }
             }
         }
+        std::future::pending().await
     }
 
     fn change(&self, with: impl FnOnce(&mut Steps)) {
         let mut steps = self.lock();
         with(&mut steps);
         steps.changed = true;
+        drop(steps);
+        self.beat();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Steps> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,6 +207,11 @@ impl StepHandle {
 
     pub(crate) fn details(&self, text: String) {
         self.change(|s| s.details = text);
+    }
+
+    /// See [`Report::beat`].
+    pub(crate) fn beat(&self) {
+        self.report.beat();
     }
 
     pub(crate) fn finish(&self) {

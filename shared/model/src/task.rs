@@ -303,6 +303,12 @@ pub enum TaskKind {
         /// The distributor.
         distributor_id: DistributorId,
     },
+    /// Takes its turn on a repository, alone, and does nothing: its end tells that all that was asked of the
+    /// repository before is over, and how long a turn takes.
+    Probe {
+        /// The repository.
+        repo_id: RepositoryId,
+    },
 }
 
 /// The kinds that this release can run: name, the largest schema version of its arguments that is read (every
@@ -319,6 +325,7 @@ pub const KINDS: &[KindInfo] = &[
     KindInfo::new("delete_importer", 1, 600),
     KindInfo::new("update_distributor", 1, 3600),
     KindInfo::new("delete_distributor", 1, 3600),
+    KindInfo::new("probe", 1, 600),
 ];
 
 /// What this release knows of a kind.
@@ -359,6 +366,7 @@ impl TaskKind {
             Self::DeleteImporter { .. } => "delete_importer",
             Self::UpdateDistributor { .. } => "update_distributor",
             Self::DeleteDistributor { .. } => "delete_distributor",
+            Self::Probe { .. } => "probe",
         }
     }
 
@@ -390,9 +398,10 @@ impl TaskKind {
     }
 
     /// Whether a request after it may need to see what it does, so that none from before it can stand for it. A
-    /// publish only reads: whatever else of the repository waits comes to the same with it or without.
+    /// publish only reads, and a probe not even that: whatever else of the repository waits comes to the same with it
+    /// or without.
     pub const fn changes_repository(&self) -> bool {
-        !matches!(self, Self::Publish { .. })
+        !matches!(self, Self::Publish { .. } | Self::Probe { .. })
     }
 
     /// The repository it works on.
@@ -405,7 +414,8 @@ impl TaskKind {
             | Self::UpdateImporter { repo_id, .. }
             | Self::DeleteImporter { repo_id }
             | Self::UpdateDistributor { repo_id, .. }
-            | Self::DeleteDistributor { repo_id, .. } => repo_id,
+            | Self::DeleteDistributor { repo_id, .. }
+            | Self::Probe { repo_id } => repo_id,
         }
     }
 
@@ -420,6 +430,7 @@ impl TaskKind {
             Self::DeleteImporter { .. } => "pulp.server.controllers.importer.remove_importer",
             Self::UpdateDistributor { .. } => "pulp.server.controllers.distributor.update",
             Self::DeleteDistributor { .. } => "pulp.server.controllers.distributor.delete",
+            Self::Probe { .. } => "pulp.server.tasks.repository.probe",
         }
     }
 
@@ -451,7 +462,8 @@ impl TaskKind {
             | Self::Sync { .. }
             | Self::DeleteRepository { .. }
             | Self::UpdateImporter { .. }
-            | Self::DeleteImporter { .. } => vec![Claim::exclusive(repo)],
+            | Self::DeleteImporter { .. }
+            | Self::Probe { .. } => vec![Claim::exclusive(repo)],
             Self::Publish {
                 repo_id,
                 distributor_id,
@@ -489,6 +501,7 @@ impl TaskKind {
             Self::DeleteImporter { .. } => "delete_importer",
             Self::UpdateDistributor { .. } => "update_distributor",
             Self::DeleteDistributor { .. } => "remove_distributor",
+            Self::Probe { .. } => "probe",
         };
         let mut tags = vec![format!("pulp:repository:{}", self.repo_id())];
         match self {
@@ -576,9 +589,10 @@ mod tests {
                 auto_publish: None,
             },
             TaskKind::DeleteDistributor {
-                repo_id,
+                repo_id: repo_id.clone(),
                 distributor_id,
             },
+            TaskKind::Probe { repo_id },
         ];
         for kind in &kinds {
             assert_eq!(serde_json::to_value(kind).unwrap()["kind"], kind.name());

@@ -3,20 +3,18 @@
 use std::{
     collections::BTreeMap,
     ops::{Deref, DerefMut},
-    time::Duration,
 };
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp,
     task::{Owner, TaskKind, TaskState},
 };
-use pulp_trace::TraceContext;
+use pulp_trace::{Span, SpanKind, TraceContext};
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    leases::micros,
     outbox::Message,
     row,
     schedules::RunEnd,
@@ -84,8 +82,6 @@ pub enum Outcome {
     Failed(CodedError),
     /// Stopped by a cancel.
     Canceled,
-    /// Canceled because it took too long, or came to a standstill.
-    Overdue(CodedError),
 }
 
 /// A transaction that may change content, because it holds the task's row while the attempt is the current one.
@@ -169,21 +165,6 @@ impl Store {
         })))
     }
 
-    /// Says by when a run is to have ended: its worker stops it then, and the resource manager a while later if
-    /// the worker did not. False if the attempt is over.
-    pub async fn set_deadline(&self, lease: &TaskLease, within: Duration) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
-        let sql = "UPDATE tasks SET deadline = started + $3 WHERE task_id = $1 AND attempt = $2 AND state = 'running'";
-        let done = sqlx::query(sql)
-            .bind(lease.task_id.to_string())
-            .bind(lease.attempt.0)
-            .bind(micros(within))
-            .execute(tx.on())
-            .await?;
-        tx.commit().await?;
-        Ok(done.rows_affected() > 0)
-    }
-
     /// Writes a progress report; false if the attempt is over.
     pub async fn write_progress(&self, lease: &TaskLease, report: &Value) -> Result<bool, StoreError> {
         let mut tx = self.begin().await?;
@@ -233,6 +214,23 @@ impl Store {
     /// Gives a task back that was stopped by no fault of its own (its worker drains): it waits again at once,
     /// and the attempt is not held against it. If a cancel was asked for meanwhile, it ends canceled instead.
     pub async fn hand_back(&self, lease: &TaskLease) -> Result<(), StoreError> {
+        self.give_back(lease, EventKind::HandedBack, "its worker ends", None)
+            .await
+    }
+
+    /// Gives a task back that can't go on before an instant: until then it holds nothing and others pass it. Why is
+    /// told to those who ask what it waits for. A cancel that was asked for ends it instead.
+    pub async fn park(&self, lease: &TaskLease, until: Timestamp, why: &str) -> Result<(), StoreError> {
+        self.give_back(lease, EventKind::Parked, why, Some(until)).await
+    }
+
+    async fn give_back(
+        &self,
+        lease: &TaskLease,
+        event: EventKind,
+        why: &str,
+        until: Option<Timestamp>,
+    ) -> Result<(), StoreError> {
         let mut fenced = self.begin_fenced(lease).await?;
         let id = lease.task_id;
         let now = fenced.now().await?;
@@ -247,9 +245,14 @@ impl Store {
             fenced.tell(now, &[Message::ended(id)]).await?;
             return fenced.tx.commit().await;
         }
-        fenced
-            .take_back(id, EventKind::HandedBack, "its worker ends", now)
-            .await?;
+        fenced.take_back(id, event, why, now).await?;
+        if let Some(until) = until {
+            sqlx::query("UPDATE tasks SET not_before = $2 WHERE task_id = $1")
+                .bind(id.to_string())
+                .bind(until.micros())
+                .execute(fenced.on())
+                .await?;
+        }
         fenced
             .tell(now, &[Message::ended(id), Message::submitted(id)])
             .await?;
@@ -307,8 +310,8 @@ impl Tx {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.record_attempt(id, event, why, now).await?;
-        let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, resent = NULL, started = NULL, deadline = NULL, \
-                   progressed = NULL, worker_name = NULL, incarnation = NULL WHERE task_id = $1";
+        let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, resent = NULL, started = NULL, progressed = NULL, \
+                   worker_name = NULL, incarnation = NULL WHERE task_id = $1";
         sqlx::query(sql).bind(id.to_string()).execute(self.on()).await?;
         self.release_reservations(id).await
     }
@@ -343,6 +346,7 @@ impl FencedTx {
     /// Ends the task and commits: effect, result, state, released resources and the resource manager's
     /// wake-up become true together, or not at all.
     pub async fn finish(mut self, outcome: &Outcome, progress: &Value) -> Result<(), StoreError> {
+        let _span = Span::begin("task.commit", SpanKind::Internal);
         let id = self.lease.task_id;
         let now = self.tx.now().await?;
         let (state, result, error) = match outcome {
@@ -350,7 +354,6 @@ impl FencedTx {
             Outcome::Skipped(result) => (TaskState::Skipped, Some(result), None),
             Outcome::Failed(error) => (TaskState::Error, None, Some(error)),
             Outcome::Canceled => (TaskState::Canceled, None, None),
-            Outcome::Overdue(error) => (TaskState::Canceled, None, Some(error)),
         };
         let sql = "UPDATE tasks SET state = $2, result = $3, error = $4, finished = $5, progress_report = $6, spawned_tasks = $7 \
                    WHERE task_id = $1";
@@ -369,11 +372,14 @@ impl FencedTx {
             Outcome::Finished(_) | Outcome::Skipped(_) if self.spawned.is_empty() => {
                 self.tx.count_run(id, RunEnd::Well).await?;
             }
-            Outcome::Failed(_) | Outcome::Overdue(_) => self.tx.count_run(id, RunEnd::Badly).await?,
+            Outcome::Failed(_) => self.tx.count_run(id, RunEnd::Badly).await?,
             Outcome::Finished(_) | Outcome::Skipped(_) | Outcome::Canceled => {}
         }
         self.tx.release_reservations(id).await?;
         self.tx.tell(now, &[Message::ended(id)]).await?;
+        if !self.spawned.is_empty() {
+            self.tx.withdraw_children(id).await?;
+        }
         self.tx.commit().await
     }
 }

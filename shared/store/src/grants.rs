@@ -49,7 +49,6 @@ pub struct LiveTask {
     pub created: Timestamp,
 }
 
-/// A grant that is to be committed.
 /// A part of a resource's line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
@@ -61,6 +60,7 @@ pub struct Gap {
     pub until: Timestamp,
 }
 
+/// A grant that is to be committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The task.
@@ -78,15 +78,6 @@ pub enum Revoked {
     WaitsAgain,
     /// It has ended.
     Ended,
-}
-
-/// When the resource manager ends a running task over its worker's head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HardLimits {
-    /// So long after the deadline by which its worker should have ended it.
-    pub beyond_deadline: Duration,
-    /// So long after its progress last changed; none means never.
-    pub without_progress: Option<Duration>,
 }
 
 /// What an event says of an attempt whose worker was lost.
@@ -129,6 +120,14 @@ impl Store {
             }
             let rows = query.fetch_all(&self.pool).await?;
             let mut claims = by_task(claims.fetch_all(&self.pool).await?)?;
+            for r in &rows {
+                found.push(live(r, &mut claims)?);
+            }
+        }
+        found.sort_by_key(|t| (t.created, t.id));
+        Ok(found)
+    }
+
     /// Those that wait in these parts of lines, each once. The cost is that of the parts, not of the lines.
     pub async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
         let sql = match self.engine {
@@ -153,14 +152,6 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(|r| row::parsed(r, "task_id")).collect()
-    }
-
-            for r in &rows {
-                found.push(live(r, &mut claims)?);
-            }
-        }
-        found.sort_by_key(|t| (t.created, t.id));
-        Ok(found)
     }
 
     /// Commits grants under `epoch`: task accepted, attempt counted, resources reserved, worker told. A task
@@ -288,50 +279,6 @@ impl Store {
             let why = "it did not stop in time after the cancel";
             tx.record_event(id, EventKind::Expired, why, now).await?;
             tx.end_revoked(id, TaskState::Canceled, None, now).await?;
-            ended.push(id);
-        }
-        tx.commit().await?;
-        Ok(ended)
-    }
-
-    /// Ends tasks that should have ended, or shown progress, more than `limits` allow ago: whatever is wrong with
-    /// their worker, they don't hold their resources for ever. Its commit is fenced.
-    pub async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError> {
-        let mut tx = self.begin().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
-        let sql = tx.locking(
-            "SELECT task_id, deadline, progressed FROM tasks \
-             WHERE state = 'running' AND (deadline < $1 OR progressed < $2) FOR UPDATE",
-        );
-        let overdue = now.plus_micros(-micros(limits.beyond_deadline)).micros();
-        let silent = match limits.without_progress {
-            Some(limit) => now.plus_micros(-micros(limit)).micros(),
-            None => 0,
-        };
-        let rows = sqlx::query(sql)
-            .bind(overdue)
-            .bind(silent)
-            .fetch_all(tx.on())
-            .await?;
-        let mut ended = Vec::new();
-        for r in &rows {
-            let id: TaskId = row::parsed(r, "task_id")?;
-            let late = r
-                .try_get::<Option<i64>, _>("deadline")?
-                .is_some_and(|at| at < overdue);
-            let why = if late {
-                "it went on beyond its deadline, and its worker did not end it"
-            } else {
-                "it showed no progress for too long, and its worker did not end it"
-            };
-            tx.record_event(id, EventKind::Expired, why, now).await?;
-            let error = CodedError::new(
-                ErrorCode::TIMED_OUT,
-                format!("{why}; nothing of it was committed. Look at the worker's log, then ask for the task again"),
-            )
-            .with("task_id", id);
-            tx.end_revoked(id, TaskState::Canceled, Some(&error), now).await?;
             ended.push(id);
         }
         tx.commit().await?;

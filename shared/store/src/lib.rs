@@ -7,6 +7,7 @@
 mod engine;
 mod error;
 mod migrate;
+mod patience;
 mod row;
 
 pub mod attempts;
@@ -15,6 +16,7 @@ pub mod distributors;
 pub mod expiry;
 pub mod figures;
 pub mod grants;
+pub mod groups;
 pub mod history;
 pub mod importers;
 pub mod leases;
@@ -25,8 +27,10 @@ pub mod robots;
 pub mod schedules;
 pub mod tasks;
 pub mod timeline;
+pub mod transfers;
 pub mod units;
 pub mod uploads;
+pub mod upstreams;
 pub mod users;
 pub mod versions;
 pub mod waits;

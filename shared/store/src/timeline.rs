@@ -22,6 +22,8 @@ pub enum EventKind {
     HandedBack,
     /// A worker could not read it.
     Declined,
+    /// Its worker gave it back to wait for what is not to be had yet.
+    Parked,
     /// Somebody asked to cancel it.
     CancelRequested,
     /// It was ended over its worker's head.
@@ -32,7 +34,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Created,
         Self::Granted,
         Self::Resent,
@@ -40,6 +42,7 @@ impl EventKind {
         Self::Revoked,
         Self::HandedBack,
         Self::Declined,
+        Self::Parked,
         Self::CancelRequested,
         Self::Expired,
         Self::Ended,
@@ -55,6 +58,7 @@ impl EventKind {
             Self::Revoked => "revoked",
             Self::HandedBack => "handed_back",
             Self::Declined => "declined",
+            Self::Parked => "parked",
             Self::CancelRequested => "cancel_requested",
             Self::Expired => "expired",
             Self::Ended => "ended",

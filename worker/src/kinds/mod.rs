@@ -6,6 +6,7 @@
 mod delete;
 mod export;
 mod import;
+mod import_export;
 mod publish;
 mod repository;
 mod settings;
@@ -17,6 +18,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use pulp_model::{CodedError, ErrorCode, RepositoryId, Timestamp, history::HistoryResult, task::TaskKind};
 use pulp_store::{FencedTx, StoreError, TaskLease, attempts::Outcome, repositories::Repository};
+use serde_json::Value;
 
 use crate::{Worker, error::TaskError, progress::Report, stop::Stop};
 
@@ -27,6 +29,8 @@ pub(crate) struct Context {
     pub(crate) report: Report,
     pub(crate) stop: Stop,
     pub(crate) started: Timestamp,
+    /// The same instant, by the clock that never steps.
+    pub(crate) begun: tokio::time::Instant,
 }
 
 impl Context {
@@ -55,12 +59,20 @@ impl Context {
             .ok_or_else(|| unknown_repository(id).into())
     }
 
+    /// The repository without its counts, or the error that it is gone.
+    pub(crate) async fn repository_uncounted(&self, id: &RepositoryId) -> Result<Repository, TaskError> {
+        let found = self.worker.store.repository_uncounted(id).await?;
+        found.ok_or_else(|| unknown_repository(id).into())
+    }
+
     /// Begins the transaction that commits the effect; refuses if the run was told to stop.
     pub(crate) async fn fence(&self) -> Result<FencedTx, TaskError> {
         if self.stop.is_stopped() {
             return Err(TaskError::Stopped);
         }
-        Ok(self.worker.store.begin_fenced(&self.lease).await?)
+        self.report.close();
+        let span = pulp_trace::Span::begin("task.fence", pulp_trace::SpanKind::Internal);
+        Ok(span.of(self.worker.store.begin_fenced(&self.lease)).await?)
     }
 }
 
@@ -75,6 +87,20 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
             repo_id,
             override_config,
         } => sync::run(context, repo_id, override_config).await,
+        TaskKind::ImportExport {
+            repo_id,
+            path,
+            create,
+            remove_missing,
+        } => {
+            let request = import_export::Request {
+                repo: repo_id,
+                path,
+                create: *create,
+                remove_missing: *remove_missing,
+            };
+            import_export::run(context, &request).await
+        }
         TaskKind::Publish {
             repo_id,
             distributor_id,
@@ -97,7 +123,16 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
             config,
             auto_publish,
         } => settings::update_distributor(context, repo_id, distributor_id, config, *auto_publish).await,
+        TaskKind::Probe { .. } => probe(context).await,
     }
+}
+
+/// Has had its turn, which is all that was asked.
+async fn probe(context: &Context) -> Result<(), TaskError> {
+    let tx = context.fence().await?;
+    tx.finish(&Outcome::Finished(Value::Null), &context.report.to_json())
+        .await?;
+    Ok(())
 }
 
 /// What a kind leaves in the histories when it fails.
@@ -109,7 +144,6 @@ pub(crate) async fn record_failure(
 ) -> Result<(), StoreError> {
     let (result, message) = match outcome {
         Outcome::Canceled => (HistoryResult::Canceled, None),
-        Outcome::Overdue(error) => (HistoryResult::Canceled, Some(error.description.clone())),
         Outcome::Failed(error) => (HistoryResult::Error, Some(error.description.clone())),
         Outcome::Finished(_) | Outcome::Skipped(_) => return Ok(()),
     };
@@ -136,6 +170,9 @@ pub(crate) async fn record_failure(
 
 /// Removes the own files and temporary blobs of this attempt, and of those before it that never got to do so.
 pub(crate) async fn clean_up(context: &Context, kind: &TaskKind) {
+    if matches!(kind, TaskKind::Probe { .. }) {
+        return;
+    }
     let names: Vec<String> = context
         .earlier_attempt_names()
         .chain([context.attempt_name()])

@@ -44,6 +44,9 @@ CREATE TABLE distributors (
     published_fingerprint TEXT,
     -- The registry id under which the last publish went out, to find two repositories that claim one.
     published_registry_id TEXT,
+    -- The repository version and the publication that it made: from these the next publish goes on.
+    published_version BIGINT,
+    published_id TEXT,
     PRIMARY KEY (repo_id, distributor_id)
 );
 CREATE INDEX distributors_published_registry_id ON distributors (published_registry_id);
@@ -79,6 +82,9 @@ CREATE TABLE repository_units (
 -- A unit is in a repository's newest version at most once.
 CREATE UNIQUE INDEX repository_units_current ON repository_units (repo_id, unit_id) WHERE removed_in IS NULL;
 CREATE INDEX repository_units_unit ON repository_units (unit_id);
+-- What changed between two versions is found without looking at what did not.
+CREATE INDEX repository_units_added ON repository_units (repo_id, added_in);
+CREATE INDEX repository_units_removed ON repository_units (repo_id, removed_in) WHERE removed_in IS NOT NULL;
 
 CREATE TABLE tasks (
     task_id TEXT NOT NULL PRIMARY KEY,
@@ -113,8 +119,7 @@ CREATE TABLE tasks (
     -- When the grant was last sent again.
     resent BIGINT,
     started BIGINT,
-    -- When the run must have ended, and when its progress last changed.
-    deadline BIGINT,
+    -- When its progress last changed.
     progressed BIGINT,
     finished BIGINT,
     cancel_requested BIGINT,
@@ -164,19 +169,19 @@ CREATE TABLE task_resources (
     task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
     resource TEXT NOT NULL,
     exclusive BIGINT NOT NULL,
+    -- The task's: its place in the resource's line.
+    created BIGINT NOT NULL,
     PRIMARY KEY (task_id, resource)
 );
+CREATE INDEX task_resources_line ON task_resources (resource, created);
 
 -- What a task holds, from grant to end.
 CREATE TABLE reservations (
     resource TEXT NOT NULL,
     task_id TEXT NOT NULL REFERENCES tasks (task_id) ON DELETE CASCADE,
     exclusive BIGINT NOT NULL,
-    -- The task's: its place in the resource's line.
-    created BIGINT NOT NULL,
     -- A number of the task's own; see the exclusion constraint of PostgreSQL.
     place BIGINT NOT NULL,
-CREATE INDEX task_resources_line ON task_resources (resource, created);
     granted BIGINT NOT NULL,
     PRIMARY KEY (resource, task_id)
 );

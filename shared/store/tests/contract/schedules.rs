@@ -337,7 +337,7 @@ async fn failures_in_a_row_disable_it_and_a_success_forgives_them(bed: &Bed) {
     let after = run(bed, &made, &Outcome::Finished(json!(null))).await;
     assert_eq!(after.consecutive_failures, 0);
     run(bed, &made, &failed()).await;
-    let overdue = Outcome::Overdue(CodedError::new(ErrorCode::TIMED_OUT, "late"));
+    let overdue = Outcome::Failed(CodedError::new(ErrorCode::TIMED_OUT, "late"));
     let after = run(bed, &made, &overdue).await;
     assert_eq!((after.enabled, after.consecutive_failures), (false, 2));
     make_due(bed, &made).await;
