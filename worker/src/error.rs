@@ -5,6 +5,7 @@ use pulp_liveness::LivenessError;
 use pulp_model::{CodedError, ErrorCode};
 use pulp_publication::{ClosureError, PublicationError};
 use pulp_store::StoreError;
+use pulp_transfer::TransferError;
 
 /// Why a worker can't work at all.
 #[derive(Debug, thiserror::Error)]
@@ -76,5 +77,15 @@ impl TaskError {
 impl From<ClosureError> for TaskError {
     fn from(error: ClosureError) -> Self {
         Self::Rejected(error.coded())
+    }
+}
+
+impl From<TransferError> for TaskError {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::Stopped => Self::Stopped,
+            TransferError::Io { what, source } => Self::Io { what, source },
+            other => Self::Rejected(other.coded()),
+        }
     }
 }

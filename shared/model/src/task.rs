@@ -257,6 +257,17 @@ pub enum TaskKind {
         /// Importer settings for this call alone; `dry_run` true tells what would be done and does nothing.
         override_config: Map<String, Value>,
     },
+    /// Reads an export for closed networks into a repository.
+    ImportExport {
+        /// The repository.
+        repo_id: RepositoryId,
+        /// The export's directory, below the folder of imports.
+        path: String,
+        /// Make the repository if it isn't there.
+        create: bool,
+        /// Take away what the repository has and the export has not.
+        remove_missing: bool,
+    },
     /// Runs a distributor: web publish or tar export.
     Publish {
         /// The repository.
@@ -319,6 +330,7 @@ pub enum TaskKind {
 pub const KINDS: &[KindInfo] = &[
     KindInfo::new("import_upload", 1, 12 * 3600),
     KindInfo::new("sync", 1, 24 * 3600),
+    KindInfo::new("import_export", 1, 24 * 3600),
     KindInfo::new("publish", 1, 4 * 3600),
     KindInfo::new("delete_repository", 1, 3600),
     KindInfo::new("update_importer", 1, 600),
@@ -360,6 +372,7 @@ impl TaskKind {
         match self {
             Self::ImportUpload { .. } => "import_upload",
             Self::Sync { .. } => "sync",
+            Self::ImportExport { .. } => "import_export",
             Self::Publish { .. } => "publish",
             Self::DeleteRepository { .. } => "delete_repository",
             Self::UpdateImporter { .. } => "update_importer",
@@ -409,6 +422,7 @@ impl TaskKind {
         match self {
             Self::ImportUpload { repo_id, .. }
             | Self::Sync { repo_id, .. }
+            | Self::ImportExport { repo_id, .. }
             | Self::Publish { repo_id, .. }
             | Self::DeleteRepository { repo_id }
             | Self::UpdateImporter { repo_id, .. }
@@ -424,6 +438,7 @@ impl TaskKind {
         match self {
             Self::ImportUpload { .. } => "pulp.server.managers.content.upload.import_uploaded_unit",
             Self::Sync { .. } => "pulp.server.managers.repo.sync.sync",
+            Self::ImportExport { .. } => "pulp.server.tasks.repository.import_export",
             Self::Publish { .. } => "pulp.server.managers.repo.publish.publish",
             Self::DeleteRepository { .. } => "pulp.server.tasks.repository.delete",
             Self::UpdateImporter { .. } => "pulp.server.controllers.importer.update_importer_config",
@@ -445,6 +460,7 @@ impl TaskKind {
                     TaskClass::Import
                 }
             }
+            Self::ImportExport { .. } => TaskClass::Import,
             Self::Publish { .. } => TaskClass::Publish,
             Self::Sync { .. } => TaskClass::Sync,
             _ => TaskClass::Interactive,
@@ -460,6 +476,7 @@ impl TaskKind {
         let mut claims = match self {
             Self::ImportUpload { .. }
             | Self::Sync { .. }
+            | Self::ImportExport { .. }
             | Self::DeleteRepository { .. }
             | Self::UpdateImporter { .. }
             | Self::DeleteImporter { .. }
@@ -491,6 +508,7 @@ impl TaskKind {
         let action = match self {
             Self::ImportUpload { .. } => "import_upload",
             Self::Sync { .. } => "sync",
+            Self::ImportExport { .. } => "import_export",
             Self::Publish { .. } => "publish",
             Self::DeleteRepository { .. } => "delete",
             Self::UpdateImporter {

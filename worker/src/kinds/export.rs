@@ -1,5 +1,7 @@
 //! The export distributor: the published files as one tar.
 
+mod oci;
+
 use std::{
     fs::File,
     io::{BufWriter, ErrorKind, Write as _},
@@ -9,7 +11,11 @@ use std::{
 use pulp_archive::TarWriter;
 use pulp_model::{CodedError, ErrorCode, config::DistributorSettings, history::HistoryResult};
 use pulp_publication::{EntrySource, Publication};
-use pulp_store::{attempts::Outcome, distributors::Distributor, repositories::Repository};
+use pulp_store::{
+    attempts::Outcome,
+    distributors::{Distributor, PublishedAs},
+    repositories::Repository,
+};
 use serde_json::json;
 
 use super::{
@@ -25,8 +31,11 @@ pub(crate) async fn run(
     distributor: &Distributor,
     settings: &DistributorSettings,
 ) -> Result<(), TaskError> {
+    if let Some(oci) = &settings.oci_export {
+        return oci::run(context, found, distributor, settings, oci).await;
+    }
     let contents = repository::contents(context, found, settings).await?;
-    let fingerprint = fingerprint(&contents);
+    let fingerprint = fingerprint(&repository::described(context, found, settings));
     let target = settings
         .export_file
         .clone()
@@ -61,8 +70,13 @@ pub(crate) async fn run(
     blocking(move || part.take_its_name()).await??;
     save.advance(1);
     save.finish();
-    tx.set_published(&found.id, &distributor.id, &fingerprint, None)
-        .await?;
+    let published = PublishedAs {
+        fingerprint: &fingerprint,
+        registry_id: None,
+        version: found.version,
+        id: None,
+    };
+    tx.set_published(&found.id, &distributor.id, &published).await?;
     let entry = history(context, distributor, HistoryResult::Success, None);
     tx.add_publish_history(&entry).await?;
     let mut result = json!(entry);

@@ -7,6 +7,8 @@
 mod check;
 mod deadlines;
 mod load;
+mod token;
+mod transfer;
 mod value;
 
 use std::{
@@ -21,6 +23,8 @@ use url::Url;
 
 pub use deadlines::DeadlinesConfig;
 pub use load::{ConfigError, Fault, Sources};
+pub use token::{TokenChallenge, TokenConfig};
+pub use transfer::TransferConfig;
 pub use value::{ConnectionUrl, Secret};
 
 /// All settings.
@@ -41,6 +45,10 @@ pub struct Config {
     pub tasks: TasksConfig,
     /// `[crane]`: the registry that clients pull from.
     pub crane: CraneConfig,
+    /// `[token]`: tokens for clients that pull from protected repositories.
+    pub token: TokenConfig,
+    /// `[transfer]`: exports for closed networks.
+    pub transfer: TransferConfig,
     /// `[log]`: what is logged, and how.
     pub log: LogConfig,
     /// Figures for a monitoring system.

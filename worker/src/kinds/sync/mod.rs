@@ -482,7 +482,8 @@ async fn commit(
     Ok(())
 }
 
-async fn auto_publishes(context: &Context, repo: &RepositoryId) -> Result<Vec<TaskKind>, TaskError> {
+/// The publishes that follow a change of the repository.
+pub(crate) async fn auto_publishes(context: &Context, repo: &RepositoryId) -> Result<Vec<TaskKind>, TaskError> {
     let distributors = context.worker.store.distributors_of(repo).await?;
     let automatic = distributors.into_iter().filter(|d| d.auto_publish);
     Ok(automatic
