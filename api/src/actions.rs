@@ -29,6 +29,7 @@ pub(crate) fn routes() -> Routes {
         .at("/repositories/{repo}/actions/publish/", post(publish))
         .at("/repositories/{repo}/actions/import_upload/", post(import_upload))
         .at("/repositories/{repo}/actions/sync/", post(sync))
+        .at("/repositories/{repo}/actions/probe/", post(probe))
         .at("/repositories/{repo}/actions/download/", post(download))
         .at("/repositories/{repo}/actions/associate/", post(associate))
         .at("/repositories/{repo}/actions/unassociate/", post(unassociate))
@@ -197,6 +198,17 @@ async fn sync(
         override_config,
     };
     replies::enqueued(&app.store, &requester, &kind).await
+}
+
+/// Asks for a turn on the repository and nothing more.
+async fn probe(
+    State(app): State<App>,
+    requester: Requester,
+    Segments(repo): Segments<String>,
+    _: UnusedJsonObject,
+) -> Reply {
+    let repo_id = repositories::find_id(&app.store, &repo).await?;
+    replies::enqueued(&app.store, &requester, &TaskKind::Probe { repo_id }).await
 }
 
 async fn download(State(app): State<App>, Segments(repo): Segments<String>, _: UnusedJsonObject) -> Reply {
