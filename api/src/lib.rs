@@ -17,14 +17,19 @@ mod history;
 mod importers;
 pub mod password;
 mod plugins;
+mod pull_rights;
 mod query;
 mod replies;
 mod repositories;
 mod requester;
+mod robots;
 mod schedules;
 mod status;
 mod task_groups;
 mod tasks;
+mod tokens;
+mod trace;
+mod transfers;
 mod units;
 mod uploads;
 mod users;
@@ -64,6 +69,8 @@ pub struct ApiConfig {
     pub max_chunk: usize,
     /// Settings of the plugins' files by importer or distributor type, below those of the repository.
     pub plugin_defaults: BTreeMap<String, Map<String, Value>>,
+    /// Signs tokens for clients that pull; without it none are given out.
+    pub token_signer: Option<pulp_token::Signer>,
 }
 
 impl Default for ApiConfig {
@@ -74,6 +81,7 @@ impl Default for ApiConfig {
             session_lifetime: Duration::from_hours(7 * 24),
             max_chunk: 5 * 1024 * 1024,
             plugin_defaults: BTreeMap::new(),
+            token_signer: None,
         }
     }
 }
@@ -125,6 +133,7 @@ pub fn router(state: ApiState) -> Router {
         .and(distributors::routes())
         .and(schedules::routes())
         .and(actions::routes())
+        .and(transfers::routes())
         .and(units::routes())
         .and(history::routes())
         .and(uploads::routes())
@@ -132,16 +141,31 @@ pub fn router(state: ApiState) -> Router {
         .and(task_groups::routes())
         .and(plugins::routes())
         .and(users::routes())
+        .and(robots::routes())
+        .and(pull_rights::routes())
         .and(auth::routes());
     let guarded = guarded
         .into_router()
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), auth::guard));
+    let tokens = match app.config.token_signer {
+        Some(_) => tokens::routes(),
+        None => Router::new(),
+    };
     guarded
         .merge(status::routes().into_router())
+        .merge(tokens)
         .fallback(errors::unknown_path)
         .layer(errors::catch_panics())
         .layer(middleware::from_fn_with_state(challenge, errors::render))
+        .layer(middleware::from_fn(trace::traced))
         .with_state(app)
+}
+
+/// The token endpoint alone, for a listener that isn't the API's.
+pub fn token_router(state: ApiState) -> Router {
+    tokens::routes()
+        .layer(errors::catch_panics())
+        .with_state(Arc::new(state))
 }
 
 /// Serves until `shutdown` fires, then ends the requests under way and returns.
