@@ -30,6 +30,7 @@ mod tasks;
 mod tokens;
 mod trace;
 mod transfers;
+mod trace;
 mod units;
 mod uploads;
 mod users;

@@ -25,6 +25,7 @@ use crate::{
     files,
     schema1::Signer,
     small::Small,
+    trace,
     tokens::{self, TokenGate},
     v1, v2,
 };
@@ -117,6 +118,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 }
 
 async fn dispatch(State(app): State<Arc<App>>, request: Request) -> Response {
+    trace::traced(request, |request| handle(app, request)).await
+}
+
+async fn handle(app: Arc<App>, request: Request) -> Response {
     let (mut parts, _) = request.into_parts();
     let peer = parts.extensions.remove::<Peer>();
     let call = Call {

@@ -21,6 +21,7 @@ mod send;
 mod small;
 mod tls;
 mod tokens;
+mod trace;
 mod v1;
 mod v2;
 mod watch;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use pulp_content::ContentStore;
 use pulp_liveness::presence;
 use pulp_store::{Store, StoreError};
+use pulp_trace::{Span, SpanKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -96,7 +97,10 @@ async fn fire_due(store: &Store, stop: &CancellationToken) -> Result<u64, StoreE
         if stop.is_cancelled() {
             break;
         }
-        match store.fire(&due).await {
+        let span = Span::below(None, "schedule.fire", SpanKind::Internal);
+        span.set("pulp.schedule", &due.id);
+        span.set("pulp.repository", &due.repo_id);
+        match span.of(store.fire(&due)).await {
             Ok(Some(slot)) => {
                 fired += 1;
                 tracing::info!(schedule = %due.id, repository = %due.repo_id, slot = %slot.slot, task = %slot.task_id,

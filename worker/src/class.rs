@@ -6,8 +6,10 @@ use pulp_broker::{BrokerError, Consumer, Delivery, Message, Queue};
 use pulp_model::{Attempt, TaskId, task::TaskClass};
 use pulp_runtime::backoff::Backoff;
 use pulp_store::{ClaimOutcome, ClaimedTask, StoreError};
+use pulp_trace::{Span, SpanKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{Worker, attempt, metrics};
 
@@ -64,9 +66,16 @@ async fn take(
         settle(delivery).await;
         return;
     };
-    match claim(worker, task_id, attempt, end).await {
+    let span = Span::below(delivery.trace(), "task.claim", SpanKind::Consumer);
+    span.set("task.id", &task_id);
+    span.set("task.attempt", &attempt);
+    let outcome = span.run(claim(worker, task_id, attempt, end)).await;
+    span.set("task.claimed", &matches!(outcome, Ok(ClaimOutcome::Claimed(_))));
+    drop(span);
+    match outcome {
         Ok(ClaimOutcome::Claimed(claimed)) => {
             metrics::claimed(class, "claimed");
+            metrics::queued(class, attempt, &claimed);
             settle(delivery).await;
             start(worker, *claimed, slot, tasks);
         }
@@ -115,11 +124,24 @@ async fn claim(
 fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
     let worker = Arc::clone(worker);
     // Before anything else runs: a copy of the grant must find it.
-    let entered = worker.running.enter(claimed.lease.task_id());
-    tasks.spawn(async move {
-        attempt::run(worker, claimed, entered).await;
+    let (id, attempt) = (claimed.lease.task_id(), claimed.lease.attempt());
+    let entered = worker.running.enter(id);
+    let kind = claimed.kind.name();
+    let span = Span::below(claimed.trace.as_ref(), format!("task.run {kind}"), SpanKind::Consumer);
+    span.set("task.id", &id);
+    span.set("task.attempt", &attempt);
+    span.set("task.kind", kind);
+    span.set("pulp.repository", claimed.kind.repo_id());
+    span.set("pulp.worker", &worker.incarnation.name);
+    // Of the highest level, so that no filter takes it from the lines of the run.
+    let lines = tracing::error_span!(
+        "run", task_id = %id, %attempt, kind, trace_id = %span.place().trace_id()
+    );
+    let run = async move {
+        span.run(attempt::run(worker, claimed, entered)).await;
         drop(slot);
-    });
+    };
+    tasks.spawn(run.instrument(lines));
 }
 
 async fn settle(delivery: &Delivery) {

@@ -12,4 +12,4 @@ mod span;
 
 pub use context::{TRACEPARENT, TRACESTATE, TraceContext};
 pub use opentelemetry::trace::SpanKind;
-pub use span::{Span, install, is_exporting};
+pub use span::{Span, install, is_exporting, note, note_failure};

@@ -116,6 +116,26 @@ impl Span {
     }
 }
 
+/// Sets an attribute of the span that this code runs in, if anybody records it.
+pub fn note(key: &'static str, value: &(impl Display + ?Sized)) {
+    Context::map_current(|now| {
+        let span = now.span();
+        if span.is_recording() {
+            span.set_attribute(KeyValue::new(key, value.to_string()));
+        }
+    });
+}
+
+/// The span that this code runs in does not go well.
+pub fn note_failure(why: &(impl Display + ?Sized)) {
+    Context::map_current(|now| {
+        let span = now.span();
+        if span.is_recording() {
+            span.set_status(Status::error(why.to_string()));
+        }
+    });
+}
+
 impl Drop for Span {
     fn drop(&mut self) {
         // Clones of the context may outlive it; the span's end is this.
@@ -168,6 +188,7 @@ mod tests {
                     Duration::from_secs(5),
                 );
                 late.count("bytes", 7);
+                note("user", "ann");
                 let failing = Span::begin("failing", SpanKind::Client);
                 let failed: Result<(), &str> = failing.of(async { Err("no way") }).await;
                 assert_eq!(failed, Err("no way"));
@@ -189,6 +210,12 @@ mod tests {
         assert_eq!(named("late").parent_span_id, id("request"));
         assert_eq!(named("failing").parent_span_id, id("request"));
         assert_eq!(named("failing").status, Status::error("no way"));
+        let noted = KeyValue::new("user", "ann");
+        assert!(
+            named("request").attributes.contains(&noted),
+            "{:?}",
+            named("request")
+        );
         let late = named("late");
         assert!(late.end_time.duration_since(late.start_time).unwrap() >= Duration::from_secs(5));
         assert_eq!(late.attributes, [KeyValue::new("bytes", 7_i64)]);

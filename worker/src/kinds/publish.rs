@@ -89,7 +89,9 @@ async fn web(
 
     over_http.begin();
     let mut tx = context.fence().await?;
-    blocking(move || staged.switch()).await??;
+    pulp_trace::Span::begin("publish.switch", pulp_trace::SpanKind::Internal)
+        .run(blocking(move || staged.switch()))
+        .await??;
     over_http.advance(1);
     over_http.finish();
     tx.set_published(
@@ -235,7 +237,9 @@ pub(crate) fn history(
 pub(crate) async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TaskError> {
-    tokio::task::spawn_blocking(run)
+    // What it logs is of the same run.
+    let lines = tracing::Span::current();
+    tokio::task::spawn_blocking(move || lines.in_scope(run))
         .await
         .map_err(|e| TaskError::Bug(e.to_string()))
 }

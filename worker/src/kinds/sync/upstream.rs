@@ -17,6 +17,7 @@ use pulp_model::{
 use pulp_registry::{
     Client, ClientOptions, Credentials, ProxyOptions, Reference, Referrer, RegistryError, Requests, Tls,
 };
+use pulp_trace::{Span, SpanKind};
 use serde_json::json;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
@@ -107,9 +108,23 @@ impl UpstreamRepository {
         self.client.requests()
     }
 
+    /// A span for what is asked of the upstream.
+    fn span(&self, name: &'static str) -> Span {
+        let span = Span::begin(name, SpanKind::Client);
+        if span.is_recording() {
+            // The host alone: a url may hold more than is everybody's business.
+            let url = url::Url::parse(self.client.base_url()).ok();
+            let host = url.as_ref().and_then(url::Url::host_str).unwrap_or_default();
+            span.set("server.address", host);
+            span.set("oci.repository", &self.name);
+        }
+        span
+    }
+
     /// All tags that there are.
     pub(super) async fn list_tags(&self) -> Result<Vec<TagName>, TaskError> {
-        match self.client.tags(&self.name).await {
+        let span = self.span("upstream.tags");
+        match span.of(self.client.tags(&self.name)).await {
             Ok(tags) => Ok(tags),
             Err(error @ RegistryError::NotFound { .. }) => Err(self.not_found(&error).await),
             Err(error) => Err(self.unreadable(&error)),
@@ -137,15 +152,17 @@ impl UpstreamRepository {
         tags: BTreeSet<TagName>,
         step: &StepHandle,
     ) -> Result<BTreeMap<TagName, plan::Upstream>, TaskError> {
-        stream::iter(tags)
+        let span = self.span("upstream.look");
+        span.count("oci.tags", tags.len() as u64);
+        let found = stream::iter(tags)
             .map(|tag| async move {
                 let found = self.look_at(&tag).await?;
                 step.advance(1);
                 Ok((tag, found))
             })
             .buffer_unordered(self.at_once)
-            .try_collect()
-            .await
+            .try_collect();
+        span.run(found).await
     }
 
     async fn look_at(&self, tag: &TagName) -> Result<plan::Upstream, TaskError> {
@@ -180,7 +197,17 @@ impl UpstreamRepository {
         let mut tries = 0;
         let found = loop {
             tries += 1;
-            match self.client.manifest(&self.name, &wanted.reference).await {
+            let span = self.span("download.manifest");
+            span.set("oci.reference", &wanted.reference);
+            let fetched = span.run(self.client.manifest(&self.name, &wanted.reference)).await;
+            match &fetched {
+                Ok(found) => {
+                    span.set("oci.digest", &found.digest);
+                    span.count("bytes", found.bytes.len() as u64);
+                }
+                Err(error) => span.fail(error),
+            }
+            match fetched {
                 Ok(found) => break found,
                 Err(RegistryError::Mismatch { .. }) if tries < TRIES => {}
                 Err(error) => return Err(self.unreadable(&error)),
@@ -290,6 +317,18 @@ impl UpstreamRepository {
     }
 
     async fn download(&self, wanted: &WantedBlob, advance: &BlobAdvance) -> Result<u64, Download> {
+        let span = self.span("download.blob");
+        span.set("oci.digest", &wanted.digest);
+        let came = span.run(self.download_bytes(wanted, advance)).await;
+        match &came {
+            Ok(bytes) => span.count("bytes", *bytes),
+            Err(Download::Registry(error)) => span.fail(error),
+            Err(Download::Content(error)) => span.fail(error),
+        }
+        came
+    }
+
+    async fn download_bytes(&self, wanted: &WantedBlob, advance: &BlobAdvance) -> Result<u64, Download> {
         let mut reader = self.client.blob(&self.name, &wanted.digest).await?;
         if let Some(size) = wanted.size {
             reader.expect_size(size)?;
