@@ -1,5 +1,6 @@
 //! The command tree and its options, named as in Pulp's client.
 
+mod transfer;
 mod values;
 
 use std::path::PathBuf;
@@ -12,6 +13,8 @@ use crate::{
     commands::WEB_DISTRIBUTOR,
     criteria::{CriteriaArgs, Pair, UnitCriteriaArgs, instant, pair},
 };
+
+pub(crate) use transfer::{Export, ExportArgs, Import, ImportArgs};
 
 /// Manages the repositories of a Pulp server.
 #[derive(Debug, Parser)]
@@ -111,6 +114,9 @@ pub(crate) enum DockerRepo {
     /// export a docker repository
     #[command(subcommand)]
     Export(Export),
+    /// import an export of another server's repository
+    #[command(subcommand)]
+    Import(Import),
 }
 
 /// Settings of a repository that `create` and `update` share. A null stands for an empty value: unset.
@@ -479,14 +485,6 @@ pub(crate) struct ScheduleNextArgs {
     pub(crate) quiet: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Export {
-    /// export now
-    Run(ExportArgs),
-    /// follow the export that is under way
-    Status(StatusArgs),
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// id of the repository
@@ -498,15 +496,6 @@ pub(crate) struct RunArgs {
     /// publish even if nothing has changed
     #[arg(long)]
     pub(crate) force_full: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ExportArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
-    /// where the server writes the tar, an absolute path there
-    #[arg(long, value_name = "PATH")]
-    pub(crate) export_file: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -581,10 +570,10 @@ pub(crate) struct WhichHistory {
 pub(crate) enum Tasks {
     /// list tasks; those not yet ended if not told otherwise
     List(TaskListArgs),
-    /// display all about a task
+    /// display all about a task: why it waits, and what befell it
     Details(TaskArgs),
-    /// cancel a task
-    Cancel(TaskArgs),
+    /// cancel a task and what it made, or a group of tasks
+    Cancel(CancelArgs),
     /// search among all tasks
     Search(TaskSearchArgs),
     /// forget tasks that have ended
@@ -596,6 +585,19 @@ pub(crate) struct TaskArgs {
     /// id of the task
     #[arg(long, value_name = "ID")]
     pub(crate) task_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// id of the task; what it made, such as the publishes after a sync, is canceled with it
+    #[arg(long, value_name = "ID", required_unless_present = "group_id", conflicts_with = "group_id")]
+    pub(crate) task_id: Option<String>,
+    /// id of a group of tasks
+    #[arg(long, value_name = "ID")]
+    pub(crate) group_id: Option<String>,
+    /// only the task itself, not what it made
+    #[arg(long, conflicts_with = "group_id")]
+    pub(crate) alone: bool,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ mod status;
 mod sync;
 mod tag;
 mod tasks;
+mod transfer;
 mod uploads;
 
 use clap::CommandFactory;
@@ -17,7 +18,7 @@ use pulp_model::RepositoryId;
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{Cli, Command, Docker, DockerRepo, Export, History, Publish, Repo, Sync},
+    cli::{Cli, Command, Docker, DockerRepo, Export, History, Import, Publish, Repo, Sync},
     client::Client,
     config::{self, Config},
     error::{AdminError, Exit},
@@ -171,6 +172,8 @@ async fn docker(app: &App, command: DockerRepo) -> Result<(), Stop> {
         }
         DockerRepo::Export(Export::Run(args)) => publish::export(app, &args).await,
         DockerRepo::Export(Export::Status(args)) => publish::status(app, &args, EXPORT_DISTRIBUTOR).await,
+        DockerRepo::Import(Import::Run(args)) => transfer::run(app, &args).await,
+        DockerRepo::Import(Import::Status(args)) => transfer::status(app, &args).await,
     }
 }
 

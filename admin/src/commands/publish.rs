@@ -3,11 +3,11 @@
 use pulp_model::RepositoryId;
 use serde_json::{Map, Value, json};
 
-use super::{App, EXPORT_DISTRIBUTOR, Stop, WEB_DISTRIBUTOR, missing};
+use super::{App, EXPORT_DISTRIBUTOR, Stop, WEB_DISTRIBUTOR, missing, transfer};
 use crate::{
     cli::{ExportArgs, RunArgs, StatusArgs},
     error::AdminError,
-    output::Hidden,
+    output::{Hidden, printable},
     task::{Style, TaskReport, spawned, tasks_document},
 };
 
@@ -17,8 +17,17 @@ pub(super) async fn publish(app: &App, args: &RunArgs) -> Result<(), Stop> {
 
 pub(super) async fn export(app: &App, args: &ExportArgs) -> Result<(), Stop> {
     let mut options = Map::new();
-    if let Some(file) = &args.export_file {
-        options.insert("export_file".to_owned(), json!(file));
+    for (key, value) in [
+        ("export_file", &args.export_file),
+        ("export_format", &args.format),
+        ("export_dir", &args.export_dir),
+        ("export_layout", &args.layout),
+        ("part_size", &args.part_size),
+        ("base", &args.base),
+    ] {
+        if let Some(value) = value {
+            options.insert(key.to_owned(), json!(value));
+        }
     }
     run(app, &args.run, EXPORT_DISTRIBUTOR, options).await
 }
@@ -109,6 +118,9 @@ pub(super) async fn status(app: &App, args: &StatusArgs, distributor: &str) -> R
 
 async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
     let reports = app.follower().follow(tasks, Style::Steps).await?;
+    for line in reports.iter().filter_map(|r| transfer::exported(&r["result"])) {
+        app.screen.line(&printable(&line));
+    }
     app.screen.result(&tasks_document(&reports));
     Ok(())
 }

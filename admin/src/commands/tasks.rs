@@ -5,15 +5,18 @@ use serde_json::{Map, Value, json};
 
 use super::{App, Stop};
 use crate::{
-    cli::{PurgeArgs, TaskArgs, TaskListArgs, TaskSearchArgs, Tasks},
+    cli::{CancelArgs, PurgeArgs, TaskArgs, TaskListArgs, TaskSearchArgs, Tasks},
     error::AdminError,
     output::{Hidden, picked},
 };
 
-const ORDER: [&str; 11] = [
+const ORDER: [&str; 15] = [
     "operations",
     "resources",
     "state",
+    "wait_reason",
+    "position",
+    "waits_for",
     "start_time",
     "finish_time",
     "result",
@@ -22,6 +25,7 @@ const ORDER: [&str; 11] = [
     "progress_report",
     "error",
     "spawned_tasks",
+    "timeline",
 ];
 
 pub(super) async fn run(app: &App, command: Tasks) -> Result<(), Stop> {
@@ -99,31 +103,130 @@ fn show(app: &App, tasks: &[Value], details: bool) {
 }
 
 async fn details(app: &App, args: &TaskArgs) -> Result<(), Stop> {
-    let task = app
+    let mut task = app
         .client
         .get(&["tasks", &args.task_id], &[])
         .await
-        .map_err(|e| unknown(e, args))?;
+        .map_err(|e| unknown(e, &args.task_id))?;
+    let mut document = document(&task, true);
+    if matches!(text(&task, "state"), "waiting" | "accepted")
+        && let Some(why) = more(app, &args.task_id, "wait_reason").await?
+    {
+        if let (Some(document), Value::Object(told)) = (document.as_object_mut(), waiting(&why)) {
+            document.extend(told);
+        }
+        task["wait_reason"] = why;
+    }
+    if let Some(events) = more(app, &args.task_id, "timeline").await? {
+        document["timeline"] = json!(timeline(&events));
+        task["timeline"] = events;
+    }
     app.screen.title("Task Details");
-    app.screen.document(&document(&task, true), &ORDER, Hidden::Omit);
+    app.screen.document(&document, &ORDER, Hidden::Omit);
     app.screen.result(&task);
     Ok(())
 }
 
-async fn cancel(app: &App, args: &TaskArgs) -> Result<(), Stop> {
-    let sent = app.client.delete(&["tasks", &args.task_id], &[]).await;
+/// What lies below a task's path; none on servers that don't have it, those of Pulp 2.
+async fn more(app: &App, task: &str, what: &str) -> Result<Option<Value>, AdminError> {
+    match app.client.get(&["tasks", task, what], &[]).await {
+        Ok(told) => Ok(Some(told)),
+        Err(error) if error.status() == Some(404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Why it waits, in people's words.
+fn waiting(why: &Value) -> Value {
+    let list = |value: &Value, key: &str| {
+        let list = value.get(key).and_then(Value::as_array);
+        list.cloned().unwrap_or_default()
+    };
+    let messages: Vec<String> = list(why, "reasons")
+        .iter()
+        .map(|reason| text(reason, "message").to_owned())
+        .collect();
+    let mut told = json!({"wait_reason": messages.join("\n")});
+    if let Some(Value::Object(place)) = why.get("position") {
+        let nth = |key: &str| place.get(key).cloned().unwrap_or_default();
+        told["position"] = json!(format!(
+            "{} on its resources, {} in its class, {} of its owner",
+            nth("resources"),
+            nth("class"),
+            nth("owner")
+        ));
+    }
+    let mut lines = Vec::new();
+    for resource in list(why, "resources") {
+        if resource.get("free") == Some(&json!(true)) {
+            continue;
+        }
+        for (key, word) in [("held_by", "held by"), ("before", "before it")] {
+            for other in list(&resource, key) {
+                lines.push(format!(
+                    "{} ({}), {word} {} {} ({}, {}) since {}",
+                    text(&resource, "resource"),
+                    text(&resource, "mode"),
+                    text(&other, "kind"),
+                    text(&other, "task_id"),
+                    text(&other, "state"),
+                    text(&other, "mode"),
+                    text(&other, "since"),
+                ));
+            }
+        }
+    }
+    if !lines.is_empty() {
+        told["waits_for"] = json!(lines.join("\n"));
+    }
+    told
+}
+
+/// A line for each event.
+fn timeline(events: &Value) -> String {
+    let line = |event: &Value| {
+        let mut line = format!("{} {}", text(event, "at"), text(event, "event").replace('_', " "));
+        if let Some(attempt) = event.get("attempt").and_then(Value::as_i64).filter(|n| *n > 1) {
+            line.push_str(&format!(", attempt {attempt}"));
+        }
+        for (key, word) in [("worker_name", " by "), ("detail", ": ")] {
+            if let Some(value) = event.get(key).and_then(Value::as_str) {
+                line.push_str(word);
+                line.push_str(value);
+            }
+        }
+        line
+    };
+    let lines: Vec<String> = events.as_array().into_iter().flatten().map(line).collect();
+    lines.join("\n")
+}
+
+async fn cancel(app: &App, args: &CancelArgs) -> Result<(), Stop> {
+    if let Some(group) = &args.group_id {
+        let sent = app.client.delete(&["task_groups", group], &[]).await;
+        sent.map_err(|error| match error.status() {
+            Some(404) => AdminError::Data(format!("Task group [{group}] does not exist on the server")),
+            _ => error,
+        })?;
+        app.screen.success("Task group cancel is successfully initiated.");
+        app.screen.result(&json!({"group_id": group}));
+        return Ok(());
+    }
+    let task = args.task_id.as_deref().unwrap_or_default();
+    let query: &[(&str, &str)] = if args.alone { &[("tree", "false")] } else { &[] };
+    let sent = app.client.delete(&["tasks", task], query).await;
     sent.map_err(|error| match error.status() {
         Some(501) => AdminError::Data("The requested task does not support cancellation.".to_owned()),
-        _ => unknown(error, args),
+        _ => unknown(error, task),
     })?;
     app.screen.success("Task cancel is successfully initiated.");
-    app.screen.result(&json!({"task_id": args.task_id}));
+    app.screen.result(&json!({"task_id": task}));
     Ok(())
 }
 
-fn unknown(error: AdminError, args: &TaskArgs) -> AdminError {
+fn unknown(error: AdminError, task: &str) -> AdminError {
     match error.status() {
-        Some(404) => AdminError::Data(format!("Task [{}] does not exist on the server", args.task_id)),
+        Some(404) => AdminError::Data(format!("Task [{task}] does not exist on the server")),
         _ => error,
     }
 }
@@ -225,6 +328,40 @@ fn state_word(state: &str) -> &'static str {
 mod tests {
     use super::*;
     use crate::output::render;
+
+    #[test]
+    fn why_a_task_waits_is_told_in_peoples_words() {
+        let why = json!({
+            "reasons": [{"message": "first"}, {"message": "second"}],
+            "position": {"resources": 2, "class": 3, "owner": 1},
+            "resources": [
+                {"resource": "distributor:r/d", "mode": "exclusive", "free": true, "held_by": [], "before": []},
+                {"resource": "repository:r", "mode": "shared", "free": false, "before": [],
+                 "held_by": [{"task_id": "t", "kind": "sync", "state": "running", "mode": "exclusive", "since": "S"}]},
+            ],
+        });
+        assert_eq!(
+            render(&waiting(&why), &ORDER, Hidden::Omit),
+            "Wait Reason: first\n             second\n\
+             Position:    2 on its resources, 3 in its class, 1 of its owner\n\
+             Waits For:   repository:r (shared), held by sync t (running, exclusive) since S\n"
+        );
+        assert_eq!(waiting(&json!({"reasons": []})), json!({"wait_reason": ""}));
+    }
+
+    #[test]
+    fn a_timeline_has_a_line_for_each_event() {
+        let events = json!([
+            {"at": "1", "event": "created", "attempt": 0, "worker_name": null, "detail": null},
+            {"at": "2", "event": "claimed", "attempt": 1, "worker_name": "w", "detail": null},
+            {"at": "3", "event": "handed_back", "attempt": 2, "worker_name": "w", "detail": "its worker ends"},
+        ]);
+        assert_eq!(
+            timeline(&events),
+            "1 created\n2 claimed by w\n3 handed back, attempt 2 by w: its worker ends"
+        );
+        assert_eq!(timeline(&Value::Null), "");
+    }
 
     #[test]
     fn a_task_is_told_in_peoples_words() {

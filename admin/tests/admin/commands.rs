@@ -781,8 +781,49 @@ async fn tasks_are_listed_inspected_canceled_and_purged() {
         "{}",
         ended.out
     );
+    // A server of Pulp 2 has neither of these.
+    assert!(!ended.out.contains("Timeline"), "{}", ended.out);
+    let told = json!({"waits": true, "reasons": [{"message": "nobody serves it"}], "position": null, "resources": []});
+    let events = json!([{"at": "T", "event": "created", "attempt": 0}]);
+    fake.on(
+        "GET /pulp/api/v2/tasks/t3/",
+        200,
+        json!({"task_id": "t3", "state": "waiting", "tags": []}),
+    )
+    .on("GET /pulp/api/v2/tasks/t3/wait_reason/", 200, told.clone())
+    .on("GET /pulp/api/v2/tasks/t3/timeline/", 200, events.clone());
+    let ended = fake.run(&["tasks", "details", "--task-id=t3"]).await;
+    assert!(
+        ended.out.contains("nobody serves it\n") && ended.out.contains("T created\n"),
+        "{}",
+        ended.out
+    );
+    let json = fake
+        .run(&["--json", "tasks", "details", "--task-id=t3"])
+        .await
+        .json();
+    assert_eq!((&json["wait_reason"], &json["timeline"]), (&told, &events));
+
     let ended = fake.run(&["tasks", "cancel", "--task-id=t1"]).await;
     assert_eq!(ended.out, "Task cancel is successfully initiated.\n");
+    fake.on("DELETE /pulp/api/v2/tasks/t1/?tree=false", 200, Value::Null)
+        .on("DELETE /pulp/api/v2/task_groups/g1/", 200, Value::Null);
+    let ended = fake.run(&["tasks", "cancel", "--task-id=t1", "--alone"]).await;
+    assert_eq!(ended.exit, Exit::Success, "{}", ended.err);
+    let ended = fake.run(&["tasks", "cancel", "--group-id=g1"]).await;
+    assert_eq!(ended.out, "Task group cancel is successfully initiated.\n");
+    let ended = fake.run(&["tasks", "cancel", "--group-id=g2"]).await;
+    assert_eq!(
+        (ended.exit.code(), ended.err.as_str()),
+        (65, "Task group [g2] does not exist on the server\n")
+    );
+    for wrong in [
+        &["tasks", "cancel"][..],
+        &["tasks", "cancel", "--group-id=g", "--task-id=t"],
+        &["tasks", "cancel", "--group-id=g", "--alone"],
+    ] {
+        assert_eq!(fake.run(wrong).await.exit.code(), 64, "{wrong:?}");
+    }
     let ended = fake.run(&["tasks", "cancel", "--task-id=t9"]).await;
     assert_eq!(
         (ended.exit.code(), ended.err.as_str()),
