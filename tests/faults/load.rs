@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use pulp_tests::{PASSWORD, images::SavedImage};
 use serde_json::{Value, json};
 
-use crate::{random::Random, run::Run};
+use crate::{random::Random, run::Run, upstream::Upstream};
 
 pub(crate) const WEB: &str = "docker_web_distributor_name_cli";
 const EXPORT: &str = "docker_export_distributor_name_cli";
@@ -74,7 +74,8 @@ pub(crate) enum Body {
 /// One client.
 pub(crate) struct Load<'a> {
     pub(crate) run: &'a Run,
-    pub(crate) api: SocketAddr,
+    /// The API's processes; each request goes to one of them.
+    pub(crate) apis: [SocketAddr; 2],
     pub(crate) client: Client,
     pub(crate) random: Random,
     pub(crate) images: &'a [SavedImage],
@@ -82,6 +83,8 @@ pub(crate) struct Load<'a> {
     pub(crate) lasting: &'a [String],
     /// Repositories that are deleted and made again.
     pub(crate) passing: &'a [String],
+    /// Repositories that are copies of others'.
+    pub(crate) upstream: &'a Upstream,
     /// Its own tasks, to cancel some.
     pub(crate) own: Vec<String>,
 }
@@ -111,7 +114,13 @@ impl Load<'_> {
             .of(if passing { self.passing } else { self.lasting })
             .clone();
         let at = format!("/repositories/{repo}");
-        match self.random.below(20) {
+        match self.random.below(24) {
+            20..22 => self.sync(),
+            22 => {
+                let mirror = self.random.of(&self.upstream.mirrors).clone();
+                let path = format!("/repositories/{mirror}/actions/publish/");
+                self.ask("POST", &path, json!({"id": WEB}))
+            }
             0..7 => self.import(&at),
             7..10 => self.tag(&at),
             10..14 => self.ask("POST", &format!("{at}/actions/publish/"), json!({"id": WEB})),
@@ -125,9 +134,30 @@ impl Load<'_> {
         }
     }
 
+    /// Asks either of them: who is away for one request may be there for the next.
+    fn call(&mut self, method: &str, path: &str, body: Body) -> Result<(u16, Value)> {
+        let api = *self.random.of(&self.apis);
+        self.client.call(api, method, path, body)
+    }
+
+    fn make(&mut self, repo: &str) -> Result<()> {
+        let api = *self.random.of(&self.apis);
+        create_repository(&self.client, api, repo)
+    }
+
+    /// Copies what the upstream has, which now and then has more.
+    fn sync(&mut self) -> Result<()> {
+        if self.random.below(4) == 0 {
+            self.upstream.grow()?;
+        }
+        let mirror = self.random.of(&self.upstream.mirrors).clone();
+        let path = format!("/repositories/{mirror}/actions/sync/");
+        self.ask("POST", &path, json!({"override_config": {}}))
+    }
+
     /// Asks for a task and remembers that it was promised.
     fn ask(&mut self, method: &str, path: &str, body: Value) -> Result<()> {
-        let (status, report) = self.client.call(self.api, method, path, Body::Json(body))?;
+        let (status, report) = self.call(method, path, Body::Json(body))?;
         ensure!(status == 202, "{status} {report}");
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let now = i64::try_from(now.as_micros())?;
@@ -147,17 +177,14 @@ impl Load<'_> {
         } else {
             self.random.below(last)
         };
-        let (status, made) = self
-            .client
-            .call(self.api, "POST", "/content/uploads/", Body::None)?;
+        // An upload's files are the API host's: one host here, so any of its processes takes the pieces.
+        let (status, made) = self.call("POST", "/content/uploads/", Body::None)?;
         ensure!(status == 201, "{status} {made}");
         let upload = made["upload_id"].as_str().context("no upload_id")?.to_owned();
         let tar = &self.images[image].tar;
         for (n, piece) in tar.chunks(2_000_000).enumerate() {
             let path = format!("/content/uploads/{upload}/{}/", n * 2_000_000);
-            let (status, answer) = self
-                .client
-                .call(self.api, "PUT", &path, Body::Bytes(piece.to_vec()))?;
+            let (status, answer) = self.call("PUT", &path, Body::Bytes(piece.to_vec()))?;
             ensure!(status == 200, "{status} {answer}");
         }
         let body = json!({
@@ -170,7 +197,7 @@ impl Load<'_> {
     fn tag(&mut self, at: &str) -> Result<()> {
         let criteria = json!({"criteria": {"type_ids": ["docker_manifest"]}});
         let path = format!("{at}/search/units/");
-        let (status, found) = self.client.call(self.api, "POST", &path, Body::Json(criteria))?;
+        let (status, found) = self.call("POST", &path, Body::Json(criteria))?;
         ensure!(status == 200, "{status} {found}");
         let found = found.as_array().context("no list")?;
         if found.is_empty() {
@@ -187,9 +214,7 @@ impl Load<'_> {
 
     fn cancel(&mut self) -> Result<()> {
         let Some(id) = self.own.pop() else { return Ok(()) };
-        let (status, answer) = self
-            .client
-            .call(self.api, "DELETE", &format!("/tasks/{id}/"), Body::None)?;
+        let (status, answer) = self.call("DELETE", &format!("/tasks/{id}/"), Body::None)?;
         ensure!(status == 200, "{status} {answer}");
         self.run.count("cancels asked for");
         Ok(())
@@ -199,7 +224,7 @@ impl Load<'_> {
         self.ask("DELETE", &format!("/repositories/{repo}/"), json!({}))?;
         // While it isn't gone it can't be made; whoever comes when it is makes it.
         for _ in 0..50 {
-            if self.run.is_over() || create_repository(&self.client, self.api, repo).is_ok() {
+            if self.run.is_over() || self.make(repo).is_ok() {
                 break;
             }
             self.run.pause(200);
@@ -210,9 +235,19 @@ impl Load<'_> {
 
 /// Makes a repository with both distributors.
 pub(crate) fn create_repository(client: &Client, api: SocketAddr, repo: &str) -> Result<()> {
+    create_with_importer(client, api, repo, &json!({}))
+}
+
+/// The same, with settings of its importer.
+pub(crate) fn create_with_importer(
+    client: &Client,
+    api: SocketAddr,
+    repo: &str,
+    importer: &Value,
+) -> Result<()> {
     let settings = json!({"repo-registry-id": format!("ns/{repo}")});
     let body = json!({
-        "id": repo, "importer_type_id": "docker_importer", "importer_config": {},
+        "id": repo, "importer_type_id": "docker_importer", "importer_config": importer,
         "distributors": [
             {"distributor_type_id": "docker_distributor_web", "distributor_config": settings,
              "distributor_id": WEB, "auto_publish": false},

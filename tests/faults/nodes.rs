@@ -1,35 +1,47 @@
-//! The processes and the engines, and what is done to them.
+//! The processes, the engines, and what is between them.
 
-use std::time::Duration;
+use std::{collections::HashMap, net::SocketAddr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use pulp_testkit::{Postgres, RabbitMq};
-use pulp_tests::{Cluster, ClusterOptions, Pulp};
-
-use crate::{
-    plan::{Blow, Outage, Step, Victim, kinds},
-    run::{Run, pause},
+use pulp_tests::{
+    Cluster, ClusterOptions, Pulp, Server as _,
+    network::{Link, Network},
 };
+
+use crate::{clock::Clocks, plan::Engine, run::Run, volume::Volume};
 
 /// Leases short enough that a run sees many end, long enough that a busy machine keeps them.
 const TASKS: &str = "worker_ttl_seconds = 6\nlease_ttl_seconds = 4\nsweep_seconds = 1\nmax_attempts = 5\n\
                      drain_timeout_seconds = 10\ncancel_grace_seconds = 5";
 
-/// Everything that runs.
+/// Everything that runs. All processes are on one machine: two of a role have the same host name.
 pub(crate) struct Nodes {
     pub(crate) cluster: Cluster,
-    postgres: Postgres,
-    rabbit: RabbitMq,
-    /// How often each was started, for the names of the logs.
-    starts: usize,
+    /// One more of the roles of which a cluster has one.
+    pub(crate) second_api: Pulp,
+    pub(crate) second_scheduler: Pulp,
+    pub(crate) second_api_listens: SocketAddr,
+    pub(crate) postgres: Postgres,
+    pub(crate) rabbit: RabbitMq,
+    pub(crate) volume: Volume,
+    pub(crate) clocks: Clocks,
+    links: HashMap<String, Links>,
+    /// How often any was started again, for the names of the logs.
+    pub(crate) starts: usize,
+    /// Last, so that the processes are gone before what carries their bytes.
+    _network: Network,
 }
 
-/// A process that was struck, until it is well again.
-struct Struck {
-    victim: Victim,
-    index: usize,
-    blow: Blow,
+/// From one process to the engines.
+struct Links {
+    broker: Link,
+    database: Link,
 }
+
+/// The process's name among the nodes, which it keeps when it is started again.
+pub(crate) const SECOND_API: &str = "api-2";
+pub(crate) const SECOND_SCHEDULER: &str = "scheduler-2";
 
 impl Nodes {
     pub(crate) fn start(managers: usize, workers: usize) -> Result<Self> {
@@ -40,216 +52,130 @@ impl Nodes {
             (postgres.join(), rabbit)
         });
         let (postgres, rabbit) = (postgres.map_err(|_| anyhow::anyhow!("PostgreSQL"))??, rabbit?);
+        let (network, volume, clocks) = (Network::new()?, Volume::new()?, Clocks::new()?);
+        let database_url = postgres.create_database("faults")?;
+        let broker_url = rabbit.url();
+        let mut names: Vec<String> = (0..managers).map(|n| format!("manager-{n}")).collect();
+        names.extend((0..workers).map(|n| format!("worker-{n}")));
+        names.extend(["api", SECOND_API, "scheduler", SECOND_SCHEDULER, "crane"].map(ToOwned::to_owned));
+        let mut links = HashMap::new();
+        let mut envs = HashMap::new();
+        for name in names {
+            let links_of = Links {
+                broker: network.link(address(&broker_url)?)?,
+                database: network.link(address(&database_url)?)?,
+            };
+            let mut env = clocks.env(&name)?;
+            env.extend(
+                [
+                    ("PULP_DATABASE_URL", links_of.database.through(&database_url)?),
+                    ("PULP_BROKER_URL", links_of.broker.through(&broker_url)?),
+                    ("PULP_CONTENT_URL", format!("file:{}", volume.path().display())),
+                ]
+                .map(|(key, value)| (key.to_owned(), value)),
+            );
+            envs.insert(name.clone(), env);
+            links.insert(name, links_of);
+        }
+        let second_api_listens = SocketAddr::from(([127, 0, 0, 1], pulp_testkit::free_port()?));
+        envs.entry(SECOND_API.to_owned()).or_default().push((
+            "PULP_SERVER_API_LISTEN".to_owned(),
+            second_api_listens.to_string(),
+        ));
+        let env_of = |name: &str| envs.get(name).cloned().unwrap_or_default();
         let cluster = Cluster::with(ClusterOptions {
             name: "faults",
             managers,
             workers,
-            database_url: Some(postgres.create_database("faults")?),
-            broker_url: Some(rabbit.url()),
+            database_url: Some(database_url),
+            broker_url: Some(broker_url),
             tasks: TASKS,
+            env: &env_of,
+        })?;
+        let second_api = cluster.start_role_with(SECOND_API, "api", &env_of(SECOND_API))?;
+        let second_scheduler =
+            cluster.start_role_with(SECOND_SCHEDULER, "scheduler", &env_of(SECOND_SCHEDULER))?;
+        pulp_tests::wait_for("the second API", || {
+            Ok(std::net::TcpStream::connect(second_api_listens).ok())
         })?;
         Ok(Self {
             cluster,
+            second_api,
+            second_scheduler,
+            second_api_listens,
             postgres,
             rabbit,
+            volume,
+            clocks,
+            links,
             starts: 0,
+            _network: network,
         })
     }
 
-    /// Lets one step of the plan happen, and everything be well again.
-    pub(crate) fn suffer(&mut self, step: &Step, run: &Run) -> Result<()> {
-        run.note(&step.to_string());
-        for kind in kinds(step) {
-            run.count(&format!("fault: {kind}"));
-        }
-        match step.outage {
-            // The process is struck while the engine is away.
-            Some(outage) => {
-                let struck = self.outage(outage, step, run)?;
-                if let Some(struck) = struck {
-                    run.pause(step.hold);
-                    self.heal(&struck, true, run)?;
-                }
-            }
-            None => {
-                if let Some(struck) = self.blow(step)? {
-                    run.pause(step.hold);
-                    self.heal(&struck, false, run)?;
-                }
-            }
-        }
-        run.note("well again");
-        self.look_for_the_dead(run)
-    }
-
-    fn outage(&mut self, outage: Outage, step: &Step, run: &Run) -> Result<Option<Struck>> {
-        let url = self.rabbit.url();
-        Ok(match outage {
-            Outage::BrokerStopped(seconds) => {
-                self.rabbit.stop()?;
-                let struck = self.blow(step)?;
-                run.pause(seconds * 1000);
-                self.rabbit.start_again()?;
-                struck
-            }
-            Outage::BrokerKilled => {
-                self.rabbit.kill()?;
-                let struck = self.blow(step)?;
-                self.rabbit.start_again()?;
-                struck
-            }
-            Outage::BrokerWiped => {
-                let struck = self.blow(step)?;
-                self.rabbit.wipe()?;
-                struck
-            }
-            Outage::BrokerConnectionsClosed => {
-                let struck = self.blow(step)?;
-                self.rabbit.close_all_connections()?;
-                struck
-            }
-            Outage::QueuesPurged => {
-                let struck = self.blow(step)?;
-                self.rabbit.purge_all_queues(&url)?;
-                struck
-            }
-            Outage::QueuesDeleted => {
-                let struck = self.blow(step)?;
-                self.rabbit.delete_all_queues(&url)?;
-                struck
-            }
-            Outage::DatabaseRestarted => {
-                self.postgres.stop()?;
-                let struck = self.blow(step)?;
-                self.postgres.start_again()?;
-                struck
-            }
-            Outage::DatabaseKilled => {
-                self.postgres.kill()?;
-                let struck = self.blow(step)?;
-                self.postgres.start_again()?;
-                struck
-            }
-            Outage::DatabaseConnectionsDropped => {
-                let struck = self.blow(step)?;
-                self.cluster.sql(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                     WHERE datname = current_database() AND pid <> pg_backend_pid()",
-                )?;
-                struck
-            }
-            Outage::DatabasePaused(millis) => {
-                let processes = self.database_processes()?;
-                let first = processes.first().context("no postmaster")?;
-                // The one that starts others first, and it is the last to go on.
-                signal("STOP", std::slice::from_ref(first))?;
-                signal("STOP", &processes)?;
-                let struck = self.blow(step);
-                run.pause(millis);
-                signal("CONT", &processes)?;
-                struck?
-            }
-        })
-    }
-
-    /// The postmaster, then its children.
-    fn database_processes(&self) -> Result<Vec<String>> {
-        let file = self.postgres.psql("SELECT pg_read_file('postmaster.pid')")?;
-        let postmaster = file
-            .lines()
-            .next()
-            .context("postmaster.pid is empty")?
-            .trim()
-            .to_owned();
-        let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children"))?;
-        let children = children.split_whitespace().map(ToOwned::to_owned);
-        Ok(std::iter::once(postmaster).chain(children).collect())
-    }
-
-    fn blow(&mut self, step: &Step) -> Result<Option<Struck>> {
-        let Some((victim, blow)) = step.blow else {
-            return Ok(None);
-        };
-        let index = self.index(victim);
-        let process = self.process(victim, index);
-        match blow {
-            Blow::Kill => process.kill()?,
-            Blow::Freeze | Blow::FreezeBeyondLease => process.signal("STOP")?,
-            Blow::Stop => process.signal("TERM")?,
-        }
-        Ok(Some(Struck { victim, index, blow }))
-    }
-
-    /// Thaws it, or starts another in its place once it has ended.
-    fn heal(&mut self, struck: &Struck, without_engine: bool, run: &Run) -> Result<()> {
-        let &Struck { victim, index, blow } = struck;
-        let process = self.process(victim, index);
-        match blow {
-            Blow::Freeze | Blow::FreezeBeyondLease => return process.signal("CONT"),
-            Blow::Stop => match process.wait() {
-                // Without an engine it can't always hand back what it had.
-                Ok(well) if well || without_engine => {}
-                Ok(_) => run.violated(&format!("{victim:?} was told to end and ended badly")),
-                Err(error) => run.violated(&format!("{victim:?} was told to end: {error:#}")),
-            },
-            Blow::Kill => {}
-        }
-        let role = match victim {
-            Victim::Api => "api",
-            Victim::Crane => "crane",
-            Victim::Scheduler => "scheduler",
-            Victim::Leader | Victim::Standby => "resource-manager",
-            Victim::Worker(_) => "worker",
+    /// Starts a process anew in the place of `node`.
+    pub(crate) fn start_again(&mut self, node: &str) -> Result<Pulp> {
+        let role = match node.split('-').next().unwrap_or(node) {
+            "manager" => "resource-manager",
+            other => other,
         };
         self.starts += 1;
-        let name = format!("{role}-{index}-again-{}", self.starts);
-        let fresh = self.cluster.start_role(&name, role)?;
-        *self.process(victim, index) = fresh;
-        Ok(())
+        let mut env = self.clocks.env(node)?;
+        let links = self.links.get(node).context("no such node")?;
+        env.extend(
+            [
+                (
+                    "PULP_DATABASE_URL",
+                    links.database.through(&self.cluster.database_url)?,
+                ),
+                ("PULP_BROKER_URL", links.broker.through(&self.cluster.broker_url)?),
+                (
+                    "PULP_CONTENT_URL",
+                    format!("file:{}", self.volume.path().display()),
+                ),
+            ]
+            .map(|(key, value)| (key.to_owned(), value)),
+        );
+        self.cluster
+            .start_role_with(&format!("{node}-again-{}", self.starts), role, &env)
     }
 
-    fn index(&self, victim: Victim) -> usize {
-        let leads = |m: &Pulp| {
-            let log = m.log();
-            let lost = log.matches("leading no more").count();
-            log.matches("leading").count() - lost > lost
-        };
-        let leader = self.cluster.managers.iter().position(leads).unwrap_or(0);
-        match victim {
-            Victim::Worker(n) => n,
-            Victim::Leader => leader,
-            Victim::Standby => (leader + 1) % self.cluster.managers.len(),
-            Victim::Api | Victim::Crane | Victim::Scheduler => 0,
-        }
+    /// The links of a process to an engine, or to both.
+    pub(crate) fn links_of(&self, node: &str, engine: Engine) -> Vec<&Link> {
+        self.links.get(node).map_or(Vec::new(), |links| match engine {
+            Engine::Broker => vec![&links.broker],
+            Engine::Database => vec![&links.database],
+            Engine::Both => vec![&links.broker, &links.database],
+        })
     }
 
-    fn process(&mut self, victim: Victim, index: usize) -> &mut Pulp {
-        match victim {
-            Victim::Api => &mut self.cluster.api_process,
-            Victim::Crane => &mut self.cluster.crane_process,
-            Victim::Scheduler => &mut self.cluster.scheduler,
-            Victim::Leader | Victim::Standby => &mut self.cluster.managers[index],
-            Victim::Worker(_) => &mut self.cluster.workers[index],
-        }
+    /// Everybody's links to an engine.
+    pub(crate) fn all_links(&self, engine: Engine) -> Vec<&Link> {
+        self.links
+            .keys()
+            .flat_map(|node| self.links_of(node, engine))
+            .collect()
     }
 
-    pub(crate) fn all(&mut self) -> impl Iterator<Item = &mut Pulp> {
+    /// Every process with its name among the nodes.
+    pub(crate) fn all(&mut self) -> Vec<(String, &mut Pulp)> {
         let cluster = &mut self.cluster;
-        let others = [
-            &mut cluster.api_process,
-            &mut cluster.crane_process,
-            &mut cluster.scheduler,
-        ];
-        cluster
-            .managers
-            .iter_mut()
-            .chain(&mut cluster.workers)
-            .chain(others)
+        let mut all = Vec::new();
+        all.extend(numbered("manager", &mut cluster.managers));
+        all.extend(numbered("worker", &mut cluster.workers));
+        all.extend([
+            ("api".to_owned(), &mut cluster.api_process),
+            (SECOND_API.to_owned(), &mut self.second_api),
+            ("crane".to_owned(), &mut cluster.crane_process),
+            ("scheduler".to_owned(), &mut cluster.scheduler),
+            (SECOND_SCHEDULER.to_owned(), &mut self.second_scheduler),
+        ]);
+        all
     }
 
     /// Nobody ends because of somebody else's trouble.
-    fn look_for_the_dead(&mut self, run: &Run) -> Result<()> {
-        for process in self.all() {
+    pub(crate) fn look_for_the_dead(&mut self, run: &Run) -> Result<()> {
+        for (_, process) in self.all() {
             if !process.is_alive()? {
                 run.violated(&format!("{} ended by itself", process.name));
             }
@@ -257,20 +183,19 @@ impl Nodes {
         Ok(())
     }
 
-    /// Open files and resident memory of every process, the largest of each.
-    pub(crate) fn appetite(&mut self) -> Result<(usize, usize)> {
-        let (mut files, mut kilobytes) = (0, 0);
-        for process in self.all() {
-            let proc = format!("/proc/{}", process.pid());
-            files = files.max(std::fs::read_dir(format!("{proc}/fd"))?.count());
-            let status = std::fs::read_to_string(format!("{proc}/status"))?;
-            let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-            let resident = line
-                .and_then(|l| l.split_whitespace().next())
-                .context("no VmRSS")?;
-            kilobytes = kilobytes.max(resident.parse()?);
-        }
-        Ok((files, kilobytes / 1024))
+    /// Tells the run which processes there are, for those who look at their appetite.
+    pub(crate) fn tell_processes(&mut self, run: &Run) {
+        let now = self.all().into_iter().map(|(node, p)| (node, p.pid())).collect();
+        *run.processes.lock().unwrap() = now;
+    }
+
+    /// Waits until nothing temporary is left.
+    pub(crate) fn wait_until_clean(&self) -> Result<()> {
+        self.cluster.wait_until_clean()?;
+        pulp_tests::wait_for("the end of temporary blobs", || {
+            Ok(self.volume.leftovers().is_empty().then_some(()))
+        })
+        .with_context(|| format!("left behind: {:?}", self.volume.leftovers()))
     }
 
     /// Copies every log to where it stays; gives the folder.
@@ -288,14 +213,17 @@ impl Nodes {
     }
 }
 
-fn signal(name: &str, processes: &[String]) -> Result<()> {
-    // A session that has ended meanwhile can't be told anything; the first is always there.
-    let status = std::process::Command::new("kill")
-        .arg(format!("-{name}"))
-        .args(processes)
-        .stderr(std::process::Stdio::null())
-        .status()?;
-    ensure!(status.success() || processes.len() > 1, "kill -{name} failed");
-    pause(Duration::from_millis(1));
-    Ok(())
+fn numbered<'a>(kind: &str, processes: &'a mut [Pulp]) -> Vec<(String, &'a mut Pulp)> {
+    let named = |(n, p)| (format!("{kind}-{n}"), p);
+    processes.iter_mut().enumerate().map(named).collect()
+}
+
+/// Where an engine's url leads to.
+fn address(url: &str) -> Result<SocketAddr> {
+    let rest = url.split("://").nth(1).context("no scheme")?;
+    let place = rest.split('/').next().unwrap_or(rest);
+    let place = place.rsplit('@').next().unwrap_or(place);
+    place
+        .parse()
+        .with_context(|| format!("{place} in an engine's url"))
 }

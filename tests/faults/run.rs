@@ -21,6 +21,8 @@ pub(crate) struct Run {
     pub(crate) open: AtomicUsize,
     /// How often the tables were looked at.
     pub(crate) looks: AtomicUsize,
+    /// The processes of now, by their names among the nodes.
+    pub(crate) processes: Mutex<Vec<(String, u32)>>,
     over: AtomicBool,
     loud: bool,
 }
@@ -35,6 +37,7 @@ impl Run {
             accepted: Mutex::default(),
             open: AtomicUsize::new(0),
             looks: AtomicUsize::new(0),
+            processes: Mutex::default(),
             over: AtomicBool::new(false),
             loud,
         }
