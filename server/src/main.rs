@@ -61,6 +61,7 @@ fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(run(cli.command));
+    runtime.block_on(pulp_runtime::export::end());
     // A blocking call that hangs must not hold up the exit.
     runtime.shutdown_background();
     match result {
@@ -77,10 +78,10 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Standalone(options) => standalone::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::ManageDb(options) => manage_db::run(options).await,
-        Command::Api(options) => roles::run(roles::Role::Api, load(&options)?).await,
-        Command::ResourceManager(options) => roles::run(roles::Role::ResourceManager, load(&options)?).await,
-        Command::Worker(options) => roles::run(roles::Role::Worker, load(&options)?).await,
-        Command::Scheduler(options) => roles::run(roles::Role::Scheduler, load(&options)?).await,
+        Command::Api(options) => role(roles::Role::Api, &options).await,
+        Command::ResourceManager(options) => role(roles::Role::ResourceManager, &options).await,
+        Command::Worker(options) => role(roles::Role::Worker, &options).await,
+        Command::Scheduler(options) => role(roles::Role::Scheduler, &options).await,
         Command::Crane(options) => crane(&options).await,
     }
 }
@@ -96,11 +97,13 @@ async fn crane(options: &RoleOptions) -> anyhow::Result<ExitCode> {
         config.log.level = "debug".into();
     }
     pulp_runtime::telemetry::init(&config.log)?;
+    pulp_runtime::export::start(&config.tracing, "pulp-crane")?;
     roles::run_crane(config, read?).await
 }
 
-fn load(options: &RoleOptions) -> anyhow::Result<Config> {
+async fn role(role: roles::Role, options: &RoleOptions) -> anyhow::Result<ExitCode> {
     let config = Config::load(options.config.as_deref())?;
     pulp_runtime::telemetry::init(&config.log)?;
-    Ok(config)
+    pulp_runtime::export::start(&config.tracing, role.service())?;
+    roles::run(role, config).await
 }

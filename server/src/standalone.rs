@@ -57,6 +57,7 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<ExitCode> {
     config.server.api_listen = options.api.unwrap_or(config.server.api_listen);
     config.server.crane_listen = options.crane.unwrap_or(config.server.crane_listen);
     pulp_runtime::telemetry::init(&config.log)?;
+    pulp_runtime::export::start(&config.tracing, "pulp-standalone")?;
 
     let shutdown = Shutdown::new();
     shutdown.listen().context("can't listen for signals")?;
