@@ -70,11 +70,13 @@ async fn v2_file(app: &App, call: &Call, repo: &V2Repo, path: &[&str]) -> Result
         ["manifests", folder, reference] => {
             let digest = reference.parse::<Digest>().ok();
             let by_tag = digest.is_none();
-            let named = holdings.tags.get(*reference).and_then(|t| t.in_folder(folder));
-            let held = digest.as_ref().or(named).and_then(|d| holdings.manifest(d));
-            match held.filter(|h| h.manifest.folder() == *folder) {
+            let held = match &digest {
+                Some(digest) => holdings.manifest(digest),
+                None => holdings.tag(reference).and_then(|t| t.in_folder(folder)),
+            };
+            match held.filter(|h| h.folder().name() == *folder) {
                 Some(held) => {
-                    let mut answer = v2::manifest_answer(repo, &holdings, held, by_tag);
+                    let mut answer = v2::manifest_answer(repo, &holdings, &held, by_tag);
                     // The folder has decided already.
                     answer.negotiated = false;
                     send::file(app, call, answer).await.map(Some)
@@ -83,7 +85,7 @@ async fn v2_file(app: &App, call: &Call, repo: &V2Repo, path: &[&str]) -> Result
             }
         }
         ["tags", "list"] => {
-            let tags: Vec<&String> = holdings.tags.keys().collect();
+            let tags: Vec<&str> = holdings.tag_names().collect();
             Ok(Some(http_api::json(
                 StatusCode::OK,
                 &json!({ "name": repo.registry_id, "tags": tags }),

@@ -4,7 +4,7 @@ use http::{HeaderMap, header};
 use pulp_model::MediaType;
 use pulp_publication::redirect::Variants;
 
-use crate::data::{Held, Holdings, TagTargets};
+use crate::data::{Folder, Held, Holdings, TagTargets};
 
 /// What a client accepts. Weights only matter where they are 0; manifests are offered as stored, best first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,14 +56,18 @@ impl Accept {
 
 /// The manifest for a tag, in the order of the original Crane: the list, the list's member for linux on amd64,
 /// the image, schema 1. A client that accepts none of what is there gets what the tag names.
-pub(crate) fn choose<'a>(accept: &Accept, targets: &TagTargets, holdings: &'a Holdings) -> Option<&'a Held> {
-    let held = |digest: &Option<_>| digest.as_ref().and_then(|d| holdings.manifest(d));
-    let (list, image, schema1) = (held(&targets.list), held(&targets.image), held(&targets.schema1));
-    let amd64 = list.and_then(|l| held(&l.manifest.amd64));
-    let amd64 = amd64.filter(|m| accept.takes_image() || m.manifest.schema_version == 1);
-    list.filter(|_| accept.takes_list())
+pub(crate) fn choose<'a>(
+    accept: &Accept,
+    targets: TagTargets<'a>,
+    holdings: &'a Holdings,
+) -> Option<Held<'a>> {
+    let TagTargets { schema1, image, list } = targets;
+    let amd64 = list.as_ref().and_then(|list| holdings.amd64(list));
+    let amd64 = amd64.filter(|m| accept.takes_image() || m.folder() == Folder::Schema1);
+    list.clone()
+        .filter(|_| accept.takes_list())
         .or(amd64)
-        .or(image.filter(|_| accept.takes_image()))
+        .or_else(|| image.clone().filter(|_| accept.takes_image()))
         .or(schema1)
         .or(image)
         .or(list)

@@ -52,7 +52,7 @@ pub(crate) async fn results(tables: &Tables, viewer: &Viewer, term: &str) -> Vec
             Some(holdings) => holdings.labels().await,
             None => &BTreeMap::new(),
         };
-        let tags = holdings.iter().flat_map(|h| h.tags.keys());
+        let tags = holdings.iter().flat_map(|h| h.tag_names());
         if let Some(by) = found_by(&wanted, name, tags, labels) {
             let description = DESCRIPTIONS.iter().find_map(|key| labels.get(*key));
             found.insert((by, name), description.cloned().unwrap_or_default());
@@ -60,7 +60,15 @@ pub(crate) async fn results(tables: &Tables, viewer: &Viewer, term: &str) -> Vec
     }
     for (name, repo) in tables.v1.iter().filter(|(_, r)| r.shown_to(viewer)) {
         let known = tables.v2.get(name).is_some_and(|r| r.shown_to(viewer));
-        if let (false, Some(by)) = (known, found_by(&wanted, name, repo.tags.keys(), &BTreeMap::new())) {
+        if let (false, Some(by)) = (
+            known,
+            found_by(
+                &wanted,
+                name,
+                repo.tags.keys().map(String::as_str),
+                &BTreeMap::new(),
+            ),
+        ) {
             found.insert((by, name), String::new());
         }
     }
@@ -80,10 +88,10 @@ pub(crate) async fn results(tables: &Tables, viewer: &Viewer, term: &str) -> Vec
 fn found_by<'a>(
     wanted: &str,
     name: &str,
-    mut tags: impl Iterator<Item = &'a String>,
+    mut tags: impl Iterator<Item = &'a str>,
     labels: &BTreeMap<String, String>,
 ) -> Option<By> {
-    let holds = |text: &String| text.to_lowercase().contains(wanted);
+    let holds = |text: &str| text.to_lowercase().contains(wanted);
     let name = name.to_lowercase();
     if name == wanted {
         Some(By::Name)
@@ -92,6 +100,6 @@ fn found_by<'a>(
     } else if tags.any(holds) {
         Some(By::Tag)
     } else {
-        labels.values().any(holds).then_some(By::Label)
+        labels.values().any(|text| holds(text)).then_some(By::Label)
     }
 }

@@ -7,8 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, StatusCode, header};
-use pulp_model::{Digest, MediaType, RegistryId, TagName, unit::ManifestKind};
-use pulp_publication::index::IndexManifest;
+use pulp_model::{Digest, MediaType, RegistryId, TagName};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -17,7 +16,7 @@ use self::{
     page::{Page, paged},
 };
 use crate::{
-    data::{Held, Holdings, Tables, V2Content, V2Repo},
+    data::{Folder, Held, Holdings, Tables, V2Content, V2Repo},
     http_api::{self, App, Call, FileGone},
     negotiate::{self, Accept},
     schema1,
@@ -235,7 +234,7 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
     let found = if let Ok(digest) = &digest {
         holdings.manifest(digest)
     } else {
-        let targets = holdings.tags.get(reference);
+        let targets = holdings.tag(reference);
         targets.and_then(|t| negotiate::choose(&Accept::of(&call.headers), t, &holdings))
     };
     let Some(held) = found else {
@@ -244,17 +243,17 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
     if app.serve
         && by_tag
         && schema1::is_wanted(&call.headers)
-        && let Some(response) = as_schema1(app, repo, &holdings, held, reference).await?
+        && let Some(response) = as_schema1(app, repo, &holdings, &held, reference).await?
     {
         return Ok(Ok(response));
     }
     if app.serve {
-        send::file(app, call, manifest_answer(repo, &holdings, held, by_tag))
+        send::file(app, call, manifest_answer(repo, &holdings, &held, by_tag))
             .await
             .map(Ok)
     } else {
-        let path = format!("manifests/{}/{}", held.manifest.folder(), held.manifest.digest);
-        Ok(Ok(redirected(app, &repo.url, &path, Some(&held.manifest.digest))))
+        let path = format!("manifests/{}/{}", held.folder().name(), held.digest);
+        Ok(Ok(redirected(app, &repo.url, &path, Some(&held.digest))))
     }
 }
 
@@ -263,21 +262,21 @@ async fn as_schema1(
     app: &App,
     repo: &V2Repo,
     holdings: &Holdings,
-    held: &Held,
+    held: &Held<'_>,
     tag: &str,
 ) -> Result<Option<Response>, FileGone> {
-    let image = match held.manifest.kind {
-        ManifestKind::Image => Some(held),
-        ManifestKind::List => held.manifest.amd64.as_ref().and_then(|d| holdings.manifest(d)),
+    let image = match held.folder() {
+        Folder::List => holdings.amd64(held),
+        Folder::Schema1 | Folder::Image => Some(held.clone()),
     };
-    let (Some(image), Some(signer)) = (image.filter(|i| i.manifest.schema_version == 2), &app.signer) else {
+    let (Some(image), Some(signer)) = (image.filter(|i| i.folder() == Folder::Image), &app.signer) else {
         return Ok(None);
     };
     let json = async |path| -> Result<Option<Value>, FileGone> {
         let bytes = send::read(app, path).await?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     };
-    let Some(manifest) = json(holdings.manifest_file(image)).await? else {
+    let Some(manifest) = json(holdings.manifest_file(&image)).await? else {
         return Ok(None);
     };
     let config = manifest.pointer("/config/digest").and_then(Value::as_str);
@@ -307,16 +306,15 @@ async fn as_schema1(
 pub(crate) fn manifest_answer<'a>(
     repo: &V2Repo,
     holdings: &Holdings,
-    held: &'a Held,
+    held: &'a Held<'_>,
     by_tag: bool,
 ) -> FileAnswer<'a> {
-    let manifest = &held.manifest;
     FileAnswer {
         path: holdings.manifest_file(held),
-        size: Some(manifest.size),
-        content_type: manifest.media_type.as_str(),
-        etag: manifest.digest.to_string(),
-        digest: Some(&manifest.digest),
+        size: Some(held.size()),
+        content_type: held.media_type().as_str(),
+        etag: held.digest.to_string(),
+        digest: Some(&held.digest),
         cache: if by_tag {
             Cache::Revalidate
         } else {
@@ -355,7 +353,7 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
             .await
             .map(Ok),
         (None, Some(held)) => {
-            let mut answer = manifest_answer(repo, &holdings, held, false);
+            let mut answer = manifest_answer(repo, &holdings, &held, false);
             answer.content_type = "application/octet-stream";
             send::file(app, call, answer).await.map(Ok)
         }
@@ -418,7 +416,7 @@ async fn tags(app: &App, call: &Call, repo: &V2Repo) -> Answer {
     };
     let name = &repo.registry_id;
     let page = Page::of(call, page::NAMES)?;
-    let (tags, more) = page.cut(holdings.tags.keys().map(String::as_str), |tag| tag);
+    let (tags, more) = page.cut(holdings.tag_names(), |tag| tag);
     let last = tags.last().copied().filter(|_| more);
     let next = last.map(|last| page.next(&format!("/v2/{name}/tags/list"), last, &[]));
     Ok(paged(&Tags { name, tags }, next))
@@ -454,6 +452,7 @@ async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         annotations: &'a BTreeMap<String, String>,
     }
+    const NO_ANNOTATIONS: &BTreeMap<String, String> = &BTreeMap::new();
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Referrers<'a> {
@@ -467,13 +466,17 @@ async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
     let wanted = call.query("artifactType").filter(|t| !t.is_empty());
     let page = Page::of(call, page::REFERRERS)?;
     let holdings = repo.holdings().await;
-    let attached: Vec<(String, &IndexManifest)> = holdings
+    let attached: Vec<(String, Held<'_>)> = holdings
         .as_ref()
-        .map(|h| h.referrers(&subject).map(|m| (m.digest.to_string(), m)).collect())
+        .map(|h| {
+            h.referrers(&subject)
+                .map(|held| (held.digest.to_string(), held))
+                .collect()
+        })
         .unwrap_or_default();
     let asked = attached
         .iter()
-        .filter(|(_, m)| wanted.is_none() || m.artifact_type == wanted);
+        .filter(|(_, held)| wanted.is_none() || held.artifact_type() == wanted.as_deref());
     let (attached, more) = page.cut(asked, |(digest, _)| digest);
     let next = attached.last().filter(|_| more).map(|(last, _)| {
         let path = format!("/v2/{}/referrers/{subject}", repo.registry_id);
@@ -482,12 +485,12 @@ async fn referrers(call: &Call, repo: &V2Repo, digest: &str) -> Answer {
     });
     let manifests = attached
         .into_iter()
-        .map(|(_, m)| Referrer {
-            media_type: &m.media_type,
-            digest: &m.digest,
-            size: m.size,
-            artifact_type: m.artifact_type.as_deref(),
-            annotations: &m.annotations,
+        .map(|(_, held)| Referrer {
+            media_type: held.media_type(),
+            digest: &held.digest,
+            size: held.size(),
+            artifact_type: held.artifact_type(),
+            annotations: held.annotations().unwrap_or(NO_ANNOTATIONS),
         })
         .collect();
     let index = Referrers {

@@ -7,44 +7,153 @@ use std::{
 };
 
 use pulp_model::{Digest, MediaType, image::Manifest, unit::ManifestKind};
-use pulp_publication::index::{Index, IndexManifest};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
-/// A manifest or list held.
+use super::{
+    digests::{DigestTable, Key},
+    gather::{self, Gathered},
+    tags::Tags,
+};
+
+/// Folder below `manifests/`: what kind of manifest it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Folder {
+    Schema1,
+    /// Schema 2 or OCI.
+    Image,
+    List,
+}
+
+impl Folder {
+    pub(super) const fn of(kind: ManifestKind, schema_version: u8) -> Self {
+        match (kind, schema_version) {
+            (ManifestKind::List, _) => Self::List,
+            (ManifestKind::Image, 1) => Self::Schema1,
+            (ManifestKind::Image, _) => Self::Image,
+        }
+    }
+
+    /// The place in a tag's targets.
+    pub(super) const fn number(self) -> usize {
+        self as usize
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Schema1 => "1",
+            Self::Image => "2",
+            Self::List => "list",
+        }
+    }
+}
+
+/// What is kept of each manifest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) size: u32,
+    /// Place in the list of media types.
+    pub(super) media_type: u16,
+    /// One more than the place in the list of artifact types; 0 is none.
+    pub(super) artifact_type: u16,
+    pub(super) folder: Folder,
+    pub(super) has_extra: bool,
+}
+
+/// What few manifests have.
 #[derive(Debug)]
-pub(crate) struct Held {
-    /// What it is.
-    pub(crate) manifest: IndexManifest,
-    /// Its file below the repository's directory.
-    file: PathBuf,
+pub(super) struct Extra {
+    pub(super) amd64: Option<Key>,
+    pub(super) subject: Option<Key>,
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+    /// Below the repository's directory, if it is not where its folder and digest say.
+    pub(super) file: Option<Box<str>>,
+    /// If it is not in the list of media types.
+    pub(super) media_type: Option<MediaType>,
+    /// If it is not in the list of artifact types.
+    pub(super) artifact_type: Option<Box<str>>,
+}
+
+impl Extra {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.amd64.is_none()
+            && self.subject.is_none()
+            && self.file.is_none()
+            && self.media_type.is_none()
+            && self.artifact_type.is_none()
+    }
+}
+
+/// All tables of a repository.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) manifests: DigestTable<Row>,
+    /// Sizes.
+    pub(super) blobs: DigestTable<u64>,
+    pub(super) tags: Tags,
+    /// By the row of the manifest, sorted.
+    pub(super) extras: Box<[(u32, Extra)]>,
+    /// Subject and row of what is attached to it, sorted.
+    pub(super) referrers: Box<[(Key, u32)]>,
+    pub(super) media_types: Box<[MediaType]>,
+    pub(super) artifact_types: Box<[Box<str>]>,
+}
+
+/// A manifest or list held.
+#[derive(Debug, Clone)]
+pub(crate) struct Held<'a> {
+    /// Digest of its bytes.
+    pub(crate) digest: Digest,
+    table: &'a Table,
+    row: Row,
+    extra: Option<&'a Extra>,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn media_type(&self) -> &'a MediaType {
+        let rare = self.extra.and_then(|extra| extra.media_type.as_ref());
+        let known = || self.table.media_types.get(usize::from(self.row.media_type));
+        rare.or_else(known).unwrap_or(&MediaType::OCI_MANIFEST)
+    }
+
+    pub(crate) fn artifact_type(&self) -> Option<&'a str> {
+        if let Some(rare) = self.extra.and_then(|extra| extra.artifact_type.as_deref()) {
+            return Some(rare);
+        }
+        let place = usize::from(self.row.artifact_type).checked_sub(1)?;
+        self.table.artifact_types.get(place).map(|text| &**text)
+    }
+
+    /// Number of its bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.row.size.into()
+    }
+
+    pub(crate) const fn folder(&self) -> Folder {
+        self.row.folder
+    }
+
+    pub(crate) fn annotations(&self) -> Option<&'a BTreeMap<String, String>> {
+        self.extra?.annotations.as_ref()
+    }
 }
 
 /// What a tag names, at most one of each.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct TagTargets {
-    pub(crate) schema1: Option<Digest>,
+#[derive(Debug, Default, Clone)]
+pub(crate) struct TagTargets<'a> {
+    pub(crate) schema1: Option<Held<'a>>,
     /// Schema 2 or OCI.
-    pub(crate) image: Option<Digest>,
-    pub(crate) list: Option<Digest>,
+    pub(crate) image: Option<Held<'a>>,
+    pub(crate) list: Option<Held<'a>>,
 }
 
-impl TagTargets {
-    fn set(&mut self, kind: ManifestKind, schema_version: u8, digest: Digest) {
-        let slot = match (kind, schema_version) {
-            (ManifestKind::List, _) => &mut self.list,
-            (ManifestKind::Image, 1) => &mut self.schema1,
-            (ManifestKind::Image, _) => &mut self.image,
-        };
-        *slot = Some(digest);
-    }
-
+impl<'a> TagTargets<'a> {
     /// What lies in one of the folders below `manifests/`.
-    pub(crate) fn in_folder(&self, folder: &str) -> Option<&Digest> {
+    pub(crate) fn in_folder(self, folder: &str) -> Option<Held<'a>> {
         match folder {
-            "1" => self.schema1.as_ref(),
-            "2" => self.image.as_ref(),
-            "list" => self.list.as_ref(),
+            "1" => self.schema1,
+            "2" => self.image,
+            "list" => self.list,
             _ => None,
         }
     }
@@ -55,12 +164,7 @@ impl TagTargets {
 pub(crate) struct Holdings {
     /// The publication's own directory, all links resolved: it never becomes another publication's.
     dir: PathBuf,
-    manifests: HashMap<Digest, Held>,
-    /// Sizes.
-    blobs: HashMap<Digest, u64>,
-    pub(crate) tags: BTreeMap<String, TagTargets>,
-    /// Subject to what is attached to it, sorted.
-    referrers: HashMap<Digest, Vec<Digest>>,
+    table: Table,
     /// Labels of the image that stands for the repository, read when first asked for.
     labels: OnceCell<BTreeMap<String, String>>,
 }
@@ -69,49 +173,11 @@ pub(crate) struct Holdings {
 const MANIFEST_LIMIT: u64 = 16 << 20;
 
 impl Holdings {
-    /// From our index file, which lies in `dir`.
-    pub(crate) fn of_index(index: Index, dir: PathBuf) -> Self {
-        let mut tags: BTreeMap<String, TagTargets> = BTreeMap::new();
-        for (name, variants) in index.tags {
-            let targets = tags.entry(name.to_string()).or_default();
-            for variant in variants {
-                targets.set(variant.kind, variant.schema_version, variant.digest);
-            }
-        }
-        let held = |manifest: IndexManifest| {
-            let file = ["manifests", manifest.folder(), &manifest.digest.to_string()]
-                .iter()
-                .collect();
-            (manifest.digest.clone(), Held { manifest, file })
-        };
-        let blobs = index.blobs.into_iter().map(|b| (b.digest, b.size)).collect();
-        Self::new(dir, index.manifests.into_iter().map(held).collect(), blobs, tags)
-    }
-
-    fn new(
-        dir: PathBuf,
-        manifests: HashMap<Digest, Held>,
-        blobs: HashMap<Digest, u64>,
-        tags: BTreeMap<String, TagTargets>,
-    ) -> Self {
-        let mut referrers: HashMap<Digest, Vec<Digest>> = HashMap::new();
-        for held in manifests.values() {
-            if let Some(subject) = &held.manifest.subject {
-                referrers
-                    .entry(subject.clone())
-                    .or_default()
-                    .push(held.manifest.digest.clone());
-            }
-        }
-        for attached in referrers.values_mut() {
-            attached.sort();
-        }
+    /// What was gathered of the files in `dir`.
+    pub(super) fn new(gathered: Gathered, dir: PathBuf) -> Self {
         Self {
             dir,
-            manifests,
-            blobs,
-            tags,
-            referrers,
+            table: gathered.into_tables(),
             labels: OnceCell::new(),
         }
     }
@@ -119,58 +185,108 @@ impl Holdings {
     /// From the files that an old Pulp published below `dir`, which tell neither the digests of tags nor media
     /// types. Reads every manifest.
     pub(crate) fn read_tree(dir: &Path) -> io::Result<Self> {
-        let mut manifests = HashMap::new();
-        let mut tags: BTreeMap<String, TagTargets> = BTreeMap::new();
+        let mut gathered = Gathered::default();
+        let mut held: HashMap<Key, Folder> = HashMap::new();
+        let mut tags: BTreeMap<String, Vec<(Folder, Key)>> = BTreeMap::new();
         // Before pulp_docker 2.4 manifests lay in `manifests` itself.
         for folder in ["manifests/1", "manifests/2", "manifests/list", "manifests"] {
             let names = file_names(&dir.join(folder))?;
             let (digests, tag_names): (Vec<_>, Vec<_>) =
-                names.into_iter().partition(|name| name.parse::<Digest>().is_ok());
+                names.into_iter().partition(|name| Key::parse(name).is_some());
             // Tags are links to the files that digests link to.
             let mut by_content = HashMap::new();
             for name in digests.into_iter().chain(tag_names) {
-                let file = Path::new(folder).join(&name);
+                let file = format!("{folder}/{name}");
                 let path = dir.join(&file);
                 let content = path.canonicalize()?;
-                let digest = if let Some(known) = by_content.get(&content) {
-                    Digest::clone(known)
+                let key = if let Some(known) = by_content.get(&content) {
+                    Key::clone(known)
                 } else if let Some(manifest) = read_manifest(&path, folder, name.parse().ok())? {
-                    let digest = manifest.digest.clone();
-                    by_content.insert(content, digest.clone());
-                    manifests.entry(digest.clone()).or_insert(Held { manifest, file });
-                    digest
+                    let key = manifest.digest.clone();
+                    by_content.insert(content, key.clone());
+                    if !held.contains_key(&key) {
+                        let kind = Folder::of(manifest.kind, manifest.schema_version);
+                        held.insert(key.clone(), kind);
+                        let elsewhere = Some(file).filter(|f| *f != file_of(kind, &key));
+                        let taken = gathered.manifest(manifest, elsewhere.map(String::into_boxed_str));
+                        taken.map_err(io::Error::other)?;
+                    }
+                    key
                 } else {
                     tracing::warn!(file = %path.display(), "not the manifest that it should be, left out");
                     continue;
                 };
-                if let (Err(_), Some(held)) = (name.parse::<Digest>(), manifests.get(&digest)) {
-                    let targets = tags.entry(name).or_default();
-                    targets.set(held.manifest.kind, held.manifest.schema_version, digest);
+                if let (None, Some(kind)) = (Key::parse(&name), held.get(&key)) {
+                    tags.entry(name).or_default().push((*kind, key));
                 }
             }
         }
-        let mut blobs = HashMap::new();
+        for (name, targets) in tags {
+            gathered.tag(&name, targets).map_err(io::Error::other)?;
+        }
         for name in file_names(&dir.join("blobs"))? {
-            if let Ok(digest) = name.parse::<Digest>() {
-                blobs.insert(digest, fs::metadata(dir.join("blobs").join(&name))?.len());
+            if let Some(key) = Key::parse(&name) {
+                gathered.blob(key, fs::metadata(dir.join("blobs").join(&name))?.len());
             }
         }
-        Ok(Self::new(dir.to_owned(), manifests, blobs, tags))
+        Ok(Self::new(gathered, dir.to_owned()))
+    }
+
+    fn held(&self, row: u32) -> Option<Held<'_>> {
+        let (key, _) = self.table.manifests.row(row)?;
+        self.held_as(row, key.digest()?)
+    }
+
+    fn held_as(&self, number: u32, digest: Digest) -> Option<Held<'_>> {
+        let (_, row) = self.table.manifests.row(number)?;
+        let extras = &self.table.extras;
+        let extra = || extras.get(extras.binary_search_by_key(&number, |(row, _)| *row).ok()?);
+        Some(Held {
+            digest,
+            table: &self.table,
+            row: *row,
+            extra: row.has_extra.then(extra).flatten().map(|(_, extra)| extra),
+        })
     }
 
     /// A manifest or list.
-    pub(crate) fn manifest(&self, digest: &Digest) -> Option<&Held> {
-        self.manifests.get(digest)
+    pub(crate) fn manifest(&self, digest: &Digest) -> Option<Held<'_>> {
+        let row = self.table.manifests.find(&Key::of(digest)?)?;
+        self.held_as(row, digest.clone())
+    }
+
+    /// Of a list: its first member for linux on amd64.
+    pub(crate) fn amd64(&self, list: &Held<'_>) -> Option<Held<'_>> {
+        let member = list.extra?.amd64.as_ref()?;
+        self.held(self.table.manifests.find(member)?)
+    }
+
+    /// The names of all tags, in order.
+    pub(crate) fn tag_names(&self) -> impl Iterator<Item = &str> {
+        self.table.tags.names()
+    }
+
+    /// What a tag names; none if there is no such tag.
+    pub(crate) fn tag(&self, name: &str) -> Option<TagTargets<'_>> {
+        let [schema1, image, list] = self.table.tags.find(name)?;
+        Some(TagTargets {
+            schema1: self.held(schema1),
+            image: self.held(image),
+            list: self.held(list),
+        })
     }
 
     /// Where a manifest's file is.
-    pub(crate) fn manifest_file(&self, held: &Held) -> PathBuf {
-        self.dir.join(&held.file)
+    pub(crate) fn manifest_file(&self, held: &Held<'_>) -> PathBuf {
+        match held.extra.and_then(|extra| extra.file.as_deref()) {
+            Some(file) => self.dir.join(file),
+            None => self.dir.join(file_of(held.row.folder, &held.digest)),
+        }
     }
 
     /// A blob's size and file.
     pub(crate) fn blob(&self, digest: &Digest) -> Option<(u64, PathBuf)> {
-        let size = *self.blobs.get(digest)?;
+        let size = *self.table.blobs.get(&Key::of(digest)?)?;
         Some((size, self.dir.join("blobs").join(digest.to_string())))
     }
 
@@ -178,14 +294,15 @@ impl Holdings {
     /// reads a repository, once. What can't be read has none.
     pub(crate) async fn labels(&self) -> &BTreeMap<String, String> {
         let read = || async {
-            let tag = self.tags.get("latest").or_else(|| self.tags.values().next_back());
-            let list = tag.and_then(|t| self.manifest(t.list.as_ref()?));
-            let amd64 = list.and_then(|l| l.manifest.amd64.as_ref());
-            let image = amd64.or_else(|| tag.and_then(|t| t.image.as_ref()));
-            let Some(held) = image.and_then(|digest| self.manifest(digest)) else {
+            let last = || self.tag(self.table.tags.last()?);
+            let Some(tag) = self.tag("latest").or_else(last) else {
                 return BTreeMap::new();
             };
-            let (manifest, blobs) = (self.manifest_file(held), self.dir.join("blobs"));
+            let amd64 = tag.list.as_ref().and_then(|list| self.amd64(list));
+            let Some(held) = amd64.or(tag.image) else {
+                return BTreeMap::new();
+            };
+            let (manifest, blobs) = (self.manifest_file(&held), self.dir.join("blobs"));
             let read = tokio::task::spawn_blocking(move || labels_of(&manifest, &blobs)).await;
             read.ok().flatten().unwrap_or_default()
         };
@@ -193,12 +310,20 @@ impl Holdings {
     }
 
     /// What is attached to a manifest, sorted by digest.
-    pub(crate) fn referrers(&self, subject: &Digest) -> impl Iterator<Item = &IndexManifest> {
-        let attached = self.referrers.get(subject).into_iter().flatten();
+    pub(crate) fn referrers(&self, subject: &Digest) -> impl Iterator<Item = Held<'_>> {
+        let referrers = &self.table.referrers;
+        let subject = Key::of(subject);
+        let first = referrers.partition_point(|(s, _)| Some(s) < subject.as_ref());
+        let attached = referrers.iter().skip(first);
         attached
-            .filter_map(|d| self.manifests.get(d))
-            .map(|held| &held.manifest)
+            .take_while(move |(s, _)| Some(s) == subject.as_ref())
+            .filter_map(|(_, row)| self.held(*row))
     }
+}
+
+/// Where a manifest lies below the repository's directory.
+fn file_of(folder: Folder, digest: &impl std::fmt::Display) -> String {
+    format!("manifests/{}/{digest}", folder.name())
 }
 
 /// Labels in the config of an image manifest.
@@ -235,7 +360,7 @@ fn file_names(dir: &Path) -> io::Result<Vec<String>> {
 }
 
 /// Reads a manifest of an old tree; none if it isn't one, or not the one that its name says.
-fn read_manifest(path: &Path, folder: &str, named: Option<Digest>) -> io::Result<Option<IndexManifest>> {
+fn read_manifest(path: &Path, folder: &str, named: Option<Digest>) -> io::Result<Option<gather::Manifest>> {
     if fs::metadata(path)?.len() > MANIFEST_LIMIT {
         return Ok(None);
     }
@@ -246,37 +371,54 @@ fn read_manifest(path: &Path, folder: &str, named: Option<Digest>) -> io::Result
         "manifests/list" => Some(MediaType::DOCKER_LIST),
         _ => None,
     };
-    let mut manifest = match Manifest::parse(&bytes, declared.as_ref()) {
-        Ok(Manifest::Image(m)) => IndexManifest {
-            digest: m.digest,
-            kind: ManifestKind::Image,
-            schema_version: m.schema_version,
-            media_type: m.media_type,
-            size: m.size,
-            amd64: None,
-            subject: m.subject,
-            artifact_type: m.artifact_type,
-            annotations: m.annotations,
-        },
-        Ok(Manifest::List(l)) => IndexManifest {
-            digest: l.digest,
-            kind: ManifestKind::List,
-            schema_version: l.schema_version,
-            media_type: l.media_type,
-            size: l.size,
-            amd64: l.amd64_digest,
-            subject: l.subject,
-            artifact_type: l.artifact_type,
-            annotations: l.annotations,
-        },
+    let key = |digest: &Option<Digest>| digest.as_ref().and_then(Key::of);
+    let (digest, mut manifest) = match Manifest::parse(&bytes, declared.as_ref()) {
+        Ok(Manifest::Image(m)) => {
+            let Some(digest) = Key::of(&m.digest) else {
+                return Ok(None);
+            };
+            let manifest = gather::Manifest {
+                digest,
+                kind: ManifestKind::Image,
+                schema_version: m.schema_version,
+                media_type: m.media_type,
+                size: m.size,
+                amd64: None,
+                subject: key(&m.subject),
+                artifact_type: m.artifact_type,
+                annotations: m.annotations,
+            };
+            (m.digest, manifest)
+        }
+        Ok(Manifest::List(l)) => {
+            let Some(digest) = Key::of(&l.digest) else {
+                return Ok(None);
+            };
+            let manifest = gather::Manifest {
+                digest,
+                kind: ManifestKind::List,
+                schema_version: l.schema_version,
+                media_type: l.media_type,
+                size: l.size,
+                amd64: key(&l.amd64_digest),
+                subject: key(&l.subject),
+                artifact_type: l.artifact_type,
+                annotations: l.annotations,
+            };
+            (l.digest, manifest)
+        }
         Err(_) => return Ok(None),
     };
-    manifest.digest = match named {
+    let digest = match named {
         // A signed schema 1 manifest is named by the digest of what was signed, not of the file.
         Some(named) if manifest.schema_version == 1 => named,
         Some(named) if named.matches(&bytes) => named,
         Some(_) => return Ok(None),
-        None => manifest.digest,
+        None => digest,
     };
+    let Some(digest) = Key::of(&digest) else {
+        return Ok(None);
+    };
+    manifest.digest = digest;
     Ok(Some(manifest))
 }

@@ -2,20 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    fs, io,
+    fs::{self, File},
+    io::{self, BufReader},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use pulp_model::RepositoryId;
-use pulp_publication::{
-    INDEX_FILE, Index, Redirect, RedirectError, Root, index::IndexError, redirect::Content,
-};
+use pulp_publication::{INDEX_FILE, Redirect, RedirectError, Root, index::IndexError, redirect::Content};
 use tokio::sync::OnceCell;
 
 use super::{
     Holdings,
+    gather::IndexFile,
     scan::{self, FileState, Stamp},
     tables::{Tables, V1Repo, V2Content, V2Repo},
 };
@@ -215,8 +215,20 @@ impl Loader {
     }
 
     fn read_resolved(&self, file: &Path) -> Result<Loaded, FileError> {
-        let redirect = Redirect::parse(&fs::read(file)?)?;
+        let bytes = fs::read(file)?;
         let dir = file.parent().unwrap_or(Path::new("/"));
+        if let Some(head) = Redirect::parse_head_of_v2(&bytes)?
+            && let Some(holdings) = indexed(dir, &head.repository)?
+        {
+            return Ok(Loaded::V2(Arc::new(V2Repo {
+                registry_id: head.registry_id,
+                repository: head.repository,
+                url: head.url,
+                protected: head.protected,
+                content: V2Content::Indexed(Arc::new(holdings)),
+            })));
+        }
+        let redirect = Redirect::parse(&bytes)?;
         match redirect.content {
             Content::V1 { images, tags } => {
                 let beside = dir.join("web");
@@ -240,27 +252,14 @@ impl Loader {
                 })))
             }
             Content::V2 | Content::V4(_) => {
-                let index = match fs::read(dir.join(INDEX_FILE)) {
-                    Ok(bytes) => Some(Index::parse(&bytes)?),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-                    Err(e) => return Err(e.into()),
-                };
-                let content = match (index, redirect.content) {
-                    (Some(index), _) => {
-                        if index.repository.as_str() != redirect.repository {
-                            return Err(FileError::OtherRepository(index.repository));
-                        }
-                        V2Content::Indexed(Arc::new(Holdings::of_index(index, dir.to_owned())))
-                    }
-                    (None, content) => V2Content::Legacy {
-                        variants: match content {
-                            Content::V4(variants) => Some(variants),
-                            Content::V1 { .. } | Content::V2 => None,
-                        },
-                        dir: content_dir(self.content_v2.as_deref(), &redirect.repository)
-                            .or_else(|| beside_v2(dir)),
-                        holdings: OnceCell::new(),
+                let content = V2Content::Legacy {
+                    variants: match redirect.content {
+                        Content::V4(variants) => Some(variants),
+                        Content::V1 { .. } | Content::V2 => None,
                     },
+                    dir: content_dir(self.content_v2.as_deref(), &redirect.repository)
+                        .or_else(|| beside_v2(dir)),
+                    holdings: OnceCell::new(),
                 };
                 Ok(Loaded::V2(Arc::new(V2Repo {
                     registry_id: redirect.registry_id,
@@ -312,6 +311,25 @@ impl Loader {
         if new_wins {
             table.insert(id.to_owned(), new);
         }
+    }
+}
+
+/// What the index file in a directory tells; none if there is no such file. Large ones are read piece by piece.
+fn indexed(dir: &Path, repository: &str) -> Result<Option<Holdings>, FileError> {
+    const LARGE: u64 = 32 << 20;
+    let file = match File::open(dir.join(INDEX_FILE)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let index = if file.metadata()?.len() > LARGE {
+        IndexFile::read(BufReader::with_capacity(1 << 18, file))?
+    } else {
+        IndexFile::parse(&fs::read(dir.join(INDEX_FILE))?)?
+    };
+    match index.repository {
+        Some(other) if other.as_str() != repository => Err(FileError::OtherRepository(other)),
+        _ => Ok(Some(Holdings::new(index.gathered, dir.to_owned()))),
     }
 }
 

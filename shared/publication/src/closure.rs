@@ -1,7 +1,7 @@
 //! What is to be published, and the check that nothing of it is missing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fmt,
     path::{Path, PathBuf},
 };
@@ -10,6 +10,8 @@ use pulp_model::{
     CodedError, Digest, ErrorCode, RegistryId, RepositoryId,
     unit::{ImageId, ManifestKind, ManifestListUnit, ManifestUnit, TagUnit, V1Tag},
 };
+
+use crate::each::each;
 
 /// A v1 image and its three content files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,16 +210,20 @@ impl Publication {
     /// v1 images whose parent is absent are fine: a mask at import leaves the parents out on purpose.
     pub fn new(mut contents: Contents) -> Result<Self, ClosureError> {
         normalise(&mut contents);
-        let mut missing = missing_references(&contents);
-        missing.extend(missing_files(&contents));
-        if missing.is_empty() {
-            Ok(Self { contents })
-        } else {
-            Err(ClosureError {
-                repository: contents.repository,
-                missing,
-            })
-        }
+        let images: HashSet<&ImageId> = contents.images.iter().map(|i| &i.image_id).collect();
+        let blobs: HashSet<&Digest> = contents.blobs.iter().map(|b| &b.digest).collect();
+        let manifests: HashSet<&Digest> = contents.manifests.iter().map(|m| &m.unit.digest).collect();
+        let lists: HashSet<&Digest> = contents.lists.iter().map(|l| &l.unit.digest).collect();
+        let closure = Closure {
+            image: &|id| images.contains(id),
+            blob: &|digest| blobs.contains(digest),
+            manifest: &|digest, kind| match kind {
+                ManifestKind::Image => manifests.contains(digest),
+                ManifestKind::List => lists.contains(digest),
+            },
+        };
+        closure.check(&contents)?;
+        Ok(Self { contents })
     }
 
     /// What is published, sorted.
@@ -231,7 +237,14 @@ impl Publication {
     }
 }
 
-fn normalise(contents: &mut Contents) {
+/// What a publication holds, as far as references go.
+pub(crate) struct Closure<'a> {
+    pub(crate) image: &'a dyn Fn(&ImageId) -> bool,
+    pub(crate) blob: &'a dyn Fn(&Digest) -> bool,
+    pub(crate) manifest: &'a dyn Fn(&Digest, ManifestKind) -> bool,
+}
+
+pub(crate) fn normalise(contents: &mut Contents) {
     for url in [&mut contents.v1_url, &mut contents.v2_url] {
         if !url.ends_with('/') {
             url.push('/');
@@ -253,87 +266,112 @@ fn sort_unique<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
     items.extend(by_key.into_values());
 }
 
-fn missing_references(contents: &Contents) -> Vec<Missing> {
-    let images: BTreeSet<&ImageId> = contents.images.iter().map(|i| &i.image_id).collect();
-    let blobs: BTreeSet<&Digest> = contents.blobs.iter().map(|b| &b.digest).collect();
-    let manifests: BTreeSet<&Digest> = contents.manifests.iter().map(|m| &m.unit.digest).collect();
-    let lists: BTreeSet<&Digest> = contents.lists.iter().map(|l| &l.unit.digest).collect();
+impl Closure<'_> {
+    /// Whether all that `contents` refer to is held, and all their files are there.
+    pub(crate) fn check(&self, contents: &Contents) -> Result<(), ClosureError> {
+        let mut missing = self.missing_references(contents);
+        missing.extend(missing_files(contents));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(ClosureError {
+            repository: contents.repository.clone(),
+            missing,
+        })
+    }
 
-    let v1_tags = contents
-        .v1_tags
-        .iter()
-        .filter(|t| !images.contains(&t.image_id))
-        .map(|t| Missing::V1Image {
-            tag: t.tag.to_string(),
-            image_id: t.image_id.clone(),
+    fn missing_references(&self, contents: &Contents) -> Vec<Missing> {
+        let v1_tags = contents
+            .v1_tags
+            .iter()
+            .filter(|t| !(self.image)(&t.image_id))
+            .map(|t| Missing::V1Image {
+                tag: t.tag.to_string(),
+                image_id: t.image_id.clone(),
+            });
+        let tags = contents
+            .tags
+            .iter()
+            .filter(|t| !(self.manifest)(&t.manifest_digest, t.manifest_type))
+            .map(|t| Missing::TagTarget {
+                tag: t.name.to_string(),
+                digest: t.manifest_digest.clone(),
+            });
+        let layers = contents.manifests.iter().flat_map(|m| {
+            let absent = m.unit.blobs().filter(|d| !(self.blob)(d));
+            absent.map(|d| Missing::Blob {
+                manifest: m.unit.digest.clone(),
+                digest: d.clone(),
+            })
         });
-    let tags = contents
-        .tags
-        .iter()
-        .filter(|t| match t.manifest_type {
-            ManifestKind::Image => !manifests.contains(&t.manifest_digest),
-            ManifestKind::List => !lists.contains(&t.manifest_digest),
-        })
-        .map(|t| Missing::TagTarget {
-            tag: t.name.to_string(),
-            digest: t.manifest_digest.clone(),
+        let members = contents.lists.iter().flat_map(|l| {
+            // An index may hold indexes.
+            let absent = l.unit.manifests.iter().map(|m| &m.digest).filter(|d| {
+                !(self.manifest)(d, ManifestKind::Image) && !(self.manifest)(d, ManifestKind::List)
+            });
+            absent.map(|d| Missing::Member {
+                list: l.unit.digest.clone(),
+                digest: d.clone(),
+            })
         });
-    let layers = contents.manifests.iter().flat_map(|m| {
-        let absent = m.unit.blobs().filter(|d| !blobs.contains(d));
-        absent.map(|d| Missing::Blob {
-            manifest: m.unit.digest.clone(),
-            digest: d.clone(),
-        })
-    });
-    let members = contents.lists.iter().flat_map(|l| {
-        // An index may hold indexes.
-        let absent = l.unit.manifests.iter().map(|m| &m.digest);
-        let absent = absent.filter(|d| !manifests.contains(d) && !lists.contains(d));
-        absent.map(|d| Missing::Member {
-            list: l.unit.digest.clone(),
-            digest: d.clone(),
-        })
-    });
-    let all: BTreeSet<Missing> = v1_tags.chain(tags).chain(layers).chain(members).collect();
-    all.into_iter().collect()
+        let all: BTreeSet<Missing> = v1_tags.chain(tags).chain(layers).chain(members).collect();
+        all.into_iter().collect()
+    }
+}
+
+/// A content file that must be there.
+type Wanted<'a> = (Of<'a>, &'a Path, Option<u64>);
+
+/// What a content file belongs to.
+enum Of<'a> {
+    Image(&'a ImageId),
+    Blob(&'a Digest),
+    Manifest(&'a Digest),
+    List(&'a Digest),
+}
+
+impl fmt::Display for Of<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(id) => write!(f, "image {id}"),
+            Self::Blob(digest) => write!(f, "blob {digest}"),
+            Self::Manifest(digest) => write!(f, "manifest {digest}"),
+            Self::List(digest) => write!(f, "list {digest}"),
+        }
+    }
 }
 
 fn missing_files(contents: &Contents) -> Vec<Missing> {
     let images = contents.images.iter().flat_map(|i| {
-        [&i.json, &i.ancestry, &i.layer].map(|path| check_file(format!("image {}", i.image_id), path, None))
+        [&i.json, &i.ancestry, &i.layer].map(|path| (Of::Image(&i.image_id), path.as_path(), None))
     });
     let blobs = contents
         .blobs
         .iter()
-        .map(|b| check_file(format!("blob {}", b.digest), &b.path, Some(b.size)));
-    let manifests = contents
-        .manifests
-        .iter()
-        .map(|m| check_file(format!("manifest {}", m.unit.digest), &m.path, Some(m.unit.size)));
-    let lists = contents
-        .lists
-        .iter()
-        .map(|l| check_file(format!("list {}", l.unit.digest), &l.path, Some(l.unit.size)));
-    images
-        .chain(blobs)
-        .chain(manifests)
-        .chain(lists)
-        .flatten()
-        .collect()
+        .map(|b| (Of::Blob(&b.digest), b.path.as_path(), Some(b.size)));
+    let manifests = contents.manifests.iter();
+    let manifests = manifests.map(|m| (Of::Manifest(&m.unit.digest), m.path.as_path(), Some(m.unit.size)));
+    let lists = contents.lists.iter();
+    let lists = lists.map(|l| (Of::List(&l.unit.digest), l.path.as_path(), Some(l.unit.size)));
+    let wanted: Vec<Wanted<'_>> = images.chain(blobs).chain(manifests).chain(lists).collect();
+    each(&wanted, check_file).into_iter().flatten().collect()
 }
 
-fn check_file(of: String, path: &Path, expected: Option<u64>) -> Option<Missing> {
-    let path = path.to_owned();
+fn check_file((of, path, expected): &Wanted<'_>) -> Option<Missing> {
+    let (of, path) = (of, path.to_path_buf());
     match std::fs::metadata(&path) {
-        Ok(meta) if meta.is_file() => match expected {
+        Ok(meta) if meta.is_file() => match *expected {
             Some(expected) if expected != meta.len() => Some(Missing::Size {
-                of,
+                of: of.to_string(),
                 path,
                 expected,
                 found: meta.len(),
             }),
             _ => None,
         },
-        _ => Some(Missing::File { of, path }),
+        _ => Some(Missing::File {
+            of: of.to_string(),
+            path,
+        }),
     }
 }

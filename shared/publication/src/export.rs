@@ -1,8 +1,14 @@
 //! What an export holds: the same publication as files of a tar.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
-use crate::{Publication, PublicationError, Root, redirect, stage::references};
+use pulp_model::Digest;
+
+use crate::{
+    Publication, PublicationError, PublicationId, Root,
+    catalog::{Catalog, Entry, NewFiles},
+    redirect,
+};
 
 /// Where an export entry's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +45,13 @@ impl Root {
     ) -> Result<Vec<(String, EntrySource)>, PublicationError> {
         let contents = publication.contents();
         let repo = &contents.repository;
+        // Which publication it is stands in the index alone, which an export has not.
+        let catalog = Catalog::of(publication, &PublicationId::new());
+        let files = NewFiles::of(contents.clone());
         let bytes =
-            |made| Ok::<_, PublicationError>(EntrySource::Bytes(crate::stage::json(self.path(), made)?));
+            |made| Ok::<_, PublicationError>(EntrySource::Bytes(crate::tree::json(self.path(), made)?));
 
-        let mut entries = vec![(format!("{repo}.json"), bytes(redirect::v1_file(publication))?)];
+        let mut entries = vec![(format!("{repo}.json"), bytes(redirect::v1_file(&catalog))?)];
         for image in &contents.images {
             let files = [
                 ("ancestry", &image.ancestry),
@@ -53,18 +62,26 @@ impl Root {
                 entries.push((format!("{repo}/{}/{name}", image.image_id), file(path)?));
             }
         }
-        entries.push((format!("v2/{repo}.json"), bytes(redirect::v4_file(publication))?));
-        for blob in &contents.blobs {
-            entries.push((format!("v2/{repo}/blobs/{}", blob.digest), file(&blob.path)?));
-        }
-        for folder in ["1", "2", "list"] {
-            for (name, path) in references(publication, folder) {
-                entries.push((format!("v2/{repo}/manifests/{folder}/{name}"), file(path)?));
+        entries.push((format!("v2/{repo}.json"), bytes(redirect::v4_file(&catalog))?));
+        let named: BTreeMap<String, &Digest> = catalog
+            .v2_content()
+            .into_iter()
+            .chain(catalog.v2_tags())
+            .filter_map(|entry| match entry {
+                Entry::Image(_) => None,
+                Entry::Blob(digest) => Some((format!("blobs/{digest}"), digest)),
+                Entry::Manifest(folder, digest) => Some((format!("manifests/{folder}/{digest}"), digest)),
+                Entry::Tag(folder, tag, digest) => Some((format!("manifests/{folder}/{tag}"), digest)),
+            })
+            .collect();
+        for (name, digest) in named {
+            if let Some(path) = files.by_digest.get(digest) {
+                entries.push((format!("v2/{repo}/{name}"), file(path)?));
             }
         }
         entries.push((
             format!("v2/{repo}/tags/list"),
-            bytes(redirect::tags_list(publication))?,
+            bytes(redirect::tags_list(&catalog))?,
         ));
         Ok(entries)
     }

@@ -6,6 +6,7 @@ use std::{
     io::{ErrorKind, Write as _},
     os::unix::fs::symlink,
     path::{Component, Path, PathBuf},
+    time::SystemTime,
 };
 
 use crate::PublicationError;
@@ -41,8 +42,32 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     sync().map_err(PublicationError::io("sync the directory", path))
 }
 
-/// Writes a new file and syncs it.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Makes the entries of some directories durable. Where they are many, all that is on their volume is: that is one
+/// wait instead of many.
+pub(crate) fn sync_dirs(paths: &[PathBuf]) -> Result<()> {
+    const MANY: usize = 16;
+    match paths.last() {
+        Some(last) if paths.len() > MANY => {
+            let sync = || Ok(rustix::fs::syncfs(File::open(last)?)?);
+            sync().map_err(PublicationError::io("sync the volume of", last))
+        }
+        _ => paths.iter().try_for_each(|path| sync_dir(path)),
+    }
+}
+
+/// Sets when a directory was last changed.
+pub(crate) fn set_modified(path: &Path, time: SystemTime) -> Result<()> {
+    let set = || File::open(path)?.set_modified(time);
+    set().map_err(PublicationError::io("set the time of", path))
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(PublicationError::io("rename", from))
+}
+
+/// Writes a file anew, whatever of that name is there, and syncs it. An open one is not touched.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    remove_file(path)?;
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
         file.write_all(bytes)?;
@@ -53,6 +78,17 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 
 pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {
     symlink(target, link).map_err(PublicationError::io("make the link", link))
+}
+
+/// Gives a link another name: no new file, no new block on the disk. Not every volume can.
+pub(crate) fn link_again(link: &Path, name: &Path) -> std::io::Result<()> {
+    // The link itself, not what it leads to.
+    fs::hard_link(link, name)
+}
+
+/// Where a link leads, as it stands there.
+pub(crate) fn target_of(link: &Path) -> Result<PathBuf> {
+    fs::read_link(link).map_err(PublicationError::io("read the link", link))
 }
 
 /// Points `link` at `target`, at once: readers see the old link or the new one.

@@ -9,7 +9,7 @@ use pulp_model::{Digest, MediaType, RegistryId, RepositoryId, TagName, unit::Man
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::Publication;
+use crate::{Contents, Publication};
 
 /// Name of the index file.
 pub const INDEX_FILE: &str = "index.pulp";
@@ -154,6 +154,28 @@ impl Index {
                 digest: tag.manifest_digest.clone(),
             });
         }
+        let blobs = contents.blobs.iter();
+        let blobs = blobs
+            .map(|b| IndexBlob {
+                digest: b.digest.clone(),
+                size: b.size,
+            })
+            .collect();
+        Self {
+            format: FORMAT,
+            publication: *id,
+            repository: contents.repository.clone(),
+            registry_id: contents.registry_id.clone(),
+            protected: contents.protected,
+            url: contents.v2_url.clone(),
+            tags,
+            manifests: Self::manifests_of(contents),
+            blobs,
+        }
+    }
+
+    /// Image manifests and lists as the index has them.
+    pub(crate) fn manifests_of(contents: &Contents) -> Vec<IndexManifest> {
         let images = contents.manifests.iter().map(|m| &m.unit).map(|m| IndexManifest {
             digest: m.digest.clone(),
             kind: ManifestKind::Image,
@@ -178,24 +200,13 @@ impl Index {
         });
         let mut manifests: Vec<IndexManifest> = images.chain(lists).collect();
         manifests.sort_by(|a, b| a.digest.cmp(&b.digest));
-        let blobs = contents.blobs.iter();
-        let blobs = blobs
-            .map(|b| IndexBlob {
-                digest: b.digest.clone(),
-                size: b.size,
-            })
-            .collect();
-        Self {
-            format: FORMAT,
-            publication: *id,
-            repository: contents.repository.clone(),
-            registry_id: contents.registry_id.clone(),
-            protected: contents.protected,
-            url: contents.v2_url.clone(),
-            tags,
-            manifests,
-            blobs,
-        }
+        manifests
+    }
+
+    /// A manifest or list by its digest.
+    pub fn manifest(&self, digest: &Digest) -> Option<&IndexManifest> {
+        let found = self.manifests.binary_search_by(|m| m.digest.cmp(digest)).ok()?;
+        self.manifests.get(found)
     }
 
     /// Reads an index file.
@@ -204,10 +215,15 @@ impl Index {
         struct Format {
             format: u64,
         }
-        let Format { format } = serde_json::from_slice(bytes)?;
-        if format != u64::from(FORMAT) {
-            return Err(IndexError::Format(format));
+        let read: Result<Self, _> = serde_json::from_slice(bytes);
+        match read {
+            Ok(index) if index.format == FORMAT => Ok(index),
+            Ok(index) => Err(IndexError::Format(index.format.into())),
+            // A later format need not read as this one.
+            Err(error) => match serde_json::from_slice(bytes) {
+                Ok(Format { format }) if format != u64::from(FORMAT) => Err(IndexError::Format(format)),
+                _ => Err(error.into()),
+            },
         }
-        Ok(serde_json::from_slice(bytes)?)
     }
 }

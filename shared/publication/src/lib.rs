@@ -15,7 +15,9 @@
 //! [`Staged`] (built aside, durable) and the switch, which is one rename per link. All code here blocks; call it
 //! from a thread that may.
 
+mod catalog;
 mod closure;
+mod each;
 mod error;
 mod export;
 mod fs;
@@ -23,12 +25,16 @@ pub mod index;
 pub mod redirect;
 mod root;
 mod stage;
+mod tree;
 
+#[cfg(test)]
+mod change_tests;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use catalog::{Change, Changed, Published};
 pub use closure::{
     BlobFile, ClosureError, Contents, ImageFiles, ListFile, ManifestFile, Missing, Publication,
 };

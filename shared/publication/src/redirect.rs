@@ -5,11 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pulp_model::unit::ManifestKind;
-use serde::Serialize;
+use pulp_model::{Digest, TagName, unit::ManifestKind};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::Publication;
+use crate::catalog::Catalog;
 
 /// Value of `type` in every redirect file.
 pub const TYPE: &str = "pulp-docker-redirect";
@@ -81,22 +81,61 @@ pub enum RedirectError {
     Version(String),
 }
 
+/// What all versions have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Pulp's repository id; names the published files.
+    pub repository: String,
+    /// The name by which clients pull.
+    pub registry_id: String,
+    /// Base url of the files, ends with `/`.
+    pub url: String,
+    /// Whether an entitlement is asked for.
+    pub protected: bool,
+}
+
 impl Redirect {
+    /// Reads no more of a redirect file than an index file doesn't tell; none if it is of version 1, which has none.
+    pub fn parse_head_of_v2(bytes: &[u8]) -> Result<Option<Head>, RedirectError> {
+        #[derive(Deserialize)]
+        struct Raw {
+            version: Option<Value>,
+            repository: Option<Value>,
+            #[serde(rename = "repo-registry-id")]
+            registry_id: Option<Value>,
+            url: Option<Value>,
+            protected: Option<Value>,
+        }
+        let raw: Raw = serde_json::from_slice(bytes)?;
+        let pairs = [
+            ("version", raw.version),
+            ("repository", raw.repository),
+            ("repo-registry-id", raw.registry_id),
+            ("url", raw.url),
+            ("protected", raw.protected),
+        ];
+        let given = pairs
+            .into_iter()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let file: Map<String, Value> = given.collect();
+        if version(&file)? == 1 {
+            return Ok(None);
+        }
+        head(&file).map(Some)
+    }
+
     /// Reads a redirect file of any version.
     pub fn parse(bytes: &[u8]) -> Result<Self, RedirectError> {
         let Value::Object(file) = serde_json::from_slice(bytes)? else {
             return Err(RedirectError::NotAnObject);
         };
         let version = version(&file)?;
-        let mut url = text(&file, "url")?;
-        if !url.ends_with('/') {
-            url.push('/');
-        }
+        let head = head(&file)?;
         Ok(Self {
-            repository: text(&file, "repository")?,
-            registry_id: text(&file, "repo-registry-id")?,
-            url,
-            protected: file.get("protected").is_some_and(is_truthy),
+            repository: head.repository,
+            registry_id: head.registry_id,
+            url: head.url,
+            protected: head.protected,
             content: match version {
                 1 => Content::V1 {
                     images: images(&file)?,
@@ -115,6 +154,19 @@ impl Redirect {
             },
         })
     }
+}
+
+fn head(file: &Map<String, Value>) -> Result<Head, RedirectError> {
+    let mut url = text(file, "url")?;
+    if !url.ends_with('/') {
+        url.push('/');
+    }
+    Ok(Head {
+        repository: text(file, "repository")?,
+        registry_id: text(file, "repo-registry-id")?,
+        url,
+        protected: file.get("protected").is_some_and(is_truthy),
+    })
 }
 
 fn get<'a>(file: &'a Map<String, Value>, key: &'static str) -> Result<&'a Value, RedirectError> {
@@ -240,88 +292,93 @@ struct V1ImageEntry<'a> {
 struct V4File<'a> {
     #[serde(flatten)]
     common: Common<'a>,
-    schema2_data: BTreeSet<String>,
-    manifest_list_data: BTreeSet<String>,
+    schema2_data: Vec<Name<'a>>,
+    manifest_list_data: Vec<Name<'a>>,
     manifest_list_amd64_tags: BTreeMap<&'a str, (String, u8)>,
 }
 
-fn common<'a>(publication: &'a Publication, version: u8, url: &'a str) -> Common<'a> {
-    let contents = publication.contents();
+/// What a manifest is asked for by. No tag has a colon, and each digest has.
+#[derive(Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(untagged)]
+enum Name<'a> {
+    Tag(&'a str),
+    Digest(&'a Digest),
+}
+
+fn common<'a>(catalog: &'a Catalog, version: u8, url: &'a str) -> Common<'a> {
     Common {
         r#type: TYPE,
         version,
-        repository: contents.repository.as_str(),
-        registry_id: contents.registry_id.as_str(),
+        repository: catalog.index.repository.as_str(),
+        registry_id: catalog.index.registry_id.as_str(),
         url,
-        protected: contents.protected,
+        protected: catalog.index.protected,
     }
 }
 
 /// The redirect file of the v1 content, version 1.
-pub fn v1_file(publication: &Publication) -> Result<Vec<u8>, serde_json::Error> {
-    let contents = publication.contents();
+pub(crate) fn v1_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&V1File {
-        common: common(publication, 1, &contents.v1_url),
-        images: contents
+        common: common(catalog, 1, &catalog.v1_url),
+        images: catalog
             .images
             .iter()
-            .map(|i| V1ImageEntry {
-                id: i.image_id.as_str(),
-            })
+            .map(|id| V1ImageEntry { id: id.as_str() })
             .collect(),
-        tags: contents
+        tags: catalog
             .v1_tags
             .iter()
-            .map(|t| (t.tag.as_str(), t.image_id.as_str()))
+            .map(|(tag, id)| (tag.as_str(), id.as_str()))
             .collect(),
     })
 }
 
 /// The redirect file of the v2 content, version 4.
-pub fn v4_file(publication: &Publication) -> Result<Vec<u8>, serde_json::Error> {
-    let contents = publication.contents();
-    let names = |kind: ManifestKind, min_schema: u8| {
-        let tags = contents.tags.iter();
-        tags.filter(move |t| t.manifest_type == kind && t.schema_version >= min_schema)
-            .map(|t| t.name.to_string())
+pub(crate) fn v4_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
+    let index = &catalog.index;
+    let tags = || {
+        index
+            .tags
+            .iter()
+            .flat_map(|(name, variants)| variants.iter().map(move |variant| (name.as_str(), variant)))
     };
-    let schema2 = contents.manifests.iter().filter(|m| m.unit.schema_version >= 2);
-    let schema2 = schema2.map(|m| m.unit.digest.to_string());
-    let lists: BTreeMap<_, _> = contents.lists.iter().map(|l| (&l.unit.digest, &l.unit)).collect();
-    let amd64 = contents
-        .tags
-        .iter()
-        .filter(|t| t.manifest_type == ManifestKind::List)
-        .filter_map(|tag| {
-            let list = lists.get(&tag.manifest_digest)?;
-            let member = list.amd64_digest.as_ref()?;
-            Some((
-                tag.name.as_str(),
-                (member.to_string(), list.amd64_schema_version.unwrap_or(2)),
-            ))
-        });
+    let of_kind = |kind: ManifestKind| {
+        let manifests = index.manifests.iter().filter(move |m| m.kind == kind);
+        let digests = manifests
+            .filter(|m| m.schema_version >= 2)
+            .map(|m| Name::Digest(&m.digest));
+        let tags = tags()
+            .filter(move |(_, v)| v.kind == kind && (kind == ManifestKind::List || v.schema_version >= 2));
+        let mut names: Vec<Name<'_>> = tags.map(|(name, _)| Name::Tag(name)).chain(digests).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let amd64 = tags().filter_map(|(name, variant)| {
+        let list = index
+            .manifest(&variant.digest)
+            .filter(|m| m.kind == ManifestKind::List)?;
+        let member = list.amd64.as_ref()?;
+        let schema_version = index.manifest(member).map_or(2, |m| m.schema_version);
+        Some((name, (member.to_string(), schema_version)))
+    });
     serde_json::to_vec(&V4File {
-        common: common(publication, 4, &contents.v2_url),
-        schema2_data: schema2.chain(names(ManifestKind::Image, 2)).collect(),
-        manifest_list_data: lists
-            .keys()
-            .map(ToString::to_string)
-            .chain(names(ManifestKind::List, 0))
-            .collect(),
+        common: common(catalog, 4, &index.url),
+        schema2_data: of_kind(ManifestKind::Image),
+        manifest_list_data: of_kind(ManifestKind::List),
         manifest_list_amd64_tags: amd64.collect(),
     })
 }
 
 /// The file `tags/list`: the registry id and the sorted names of the v2 tags.
-pub fn tags_list(publication: &Publication) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn tags_list(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
     #[derive(Serialize)]
     struct TagsList<'a> {
         name: &'a str,
-        tags: BTreeSet<&'a str>,
+        tags: Vec<&'a str>,
     }
-    let contents = publication.contents();
     serde_json::to_vec(&TagsList {
-        name: contents.registry_id.as_str(),
-        tags: contents.tags.iter().map(|t| t.name.as_str()).collect(),
+        name: catalog.index.registry_id.as_str(),
+        tags: catalog.index.tags.keys().map(TagName::as_str).collect(),
     })
 }

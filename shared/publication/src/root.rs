@@ -93,29 +93,66 @@ impl Root {
     }
 
     /// Removes a repository's older publications, of each API. The published one stays, and so do the
-    /// `keep_previous` latest before it and all made within `older_than`: a reader may still be in them.
-    pub fn prune(&self, repo: &RepositoryId, keep_previous: usize, older_than: Duration) -> Result<Pruned> {
+    /// `keep_previous` latest before it, of which the next change is made, and all that were published within
+    /// `drained`: a reader may still be in them.
+    pub fn prune(&self, repo: &RepositoryId, keep_previous: usize, drained: Duration) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         for api in Api::ALL {
             let master = self.master(api, repo);
-            let current = self.current(api, repo);
-            let mut old: Vec<String> = disk::names(&master)?
-                .into_iter()
-                .filter(|name| !current.contains(name))
-                .filter_map(|name| name.into_string().ok())
-                .filter(|name| publication_of(name).is_some())
-                .collect();
-            // Ids grow with time, so the latest come first.
-            old.sort_unstable_by(|a, b| b.cmp(a));
-            for name in old.into_iter().skip(keep_previous) {
-                let path = master.join(name);
-                if age(&path).is_some_and(|age| age >= older_than) {
+            let old = self.older(api, repo)?;
+            let kept: BTreeSet<&String> = old.iter().take(keep_previous).collect();
+            for name in self.drained(api, repo, drained)? {
+                if !kept.contains(&name) {
+                    let path = master.join(name);
                     disk::remove_tree(&path)?;
                     pruned.removed.push(path);
                 }
             }
         }
         Ok(pruned)
+    }
+
+    /// Names of the trees that are not the published one, the latest first.
+    fn older(&self, api: Api, repo: &RepositoryId) -> Result<Vec<String>> {
+        let current = self.current(api, repo);
+        let mut old: Vec<String> = disk::names(&self.master(api, repo))?
+            .into_iter()
+            .filter(|name| !current.contains(name))
+            .filter_map(|name| name.into_string().ok())
+            .filter(|name| publication_of(name).is_some())
+            .collect();
+        // Ids grow with time.
+        old.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(old)
+    }
+
+    /// Of these, the ones that have not been the published one for that long: their readers are gone.
+    pub(crate) fn drained(&self, api: Api, repo: &RepositoryId, drained: Duration) -> Result<Vec<String>> {
+        let master = self.master(api, repo);
+        let mut old = self.older(api, repo)?;
+        old.retain(|name| age(&master.join(name)).is_some_and(|age| age >= drained));
+        Ok(old)
+    }
+
+    /// Attempts that have something of this repository under their private names, as [`Root::stage`] was given them
+    /// (characters other than letters, digits and dashes replaced by `_`).
+    pub fn attempts(&self, repo: &RepositoryId) -> Result<BTreeSet<String>> {
+        let mut attempts = BTreeSet::new();
+        for api in Api::ALL {
+            for name in disk::names(&self.master(api, repo))? {
+                attempts.extend(name.to_str().and_then(attempt_of_tree).map(str::to_owned));
+            }
+            for dir in [self.web_dir(api), self.app_dir(api)] {
+                for name in disk::names(&dir)? {
+                    attempts.extend(
+                        name.to_str()
+                            .and_then(|n| attempt_of_link(n, repo))
+                            .map(str::to_owned),
+                    );
+                }
+            }
+        }
+        Ok(attempts)
     }
 
     /// Removes what given-up attempts at publishing left behind. `is_dead` gets the text that was given to
@@ -164,8 +201,17 @@ impl Root {
         Ok(())
     }
 
+    /// The tree that the redirect file of an API lies in.
+    pub(crate) fn current_by_redirect_file(&self, api: Api, repo: &RepositoryId) -> Option<PathBuf> {
+        let target = fs::read_link(self.app_dir(api).join(format!("{repo}.json"))).ok()?;
+        let below = target
+            .strip_prefix(Path::new("..").join("master").join(repo.as_str()))
+            .ok()?;
+        Some(self.master(api, repo).join(below.parent()?))
+    }
+
     /// Names of the trees that this API's links point to: one, or two in the middle of a switch.
-    fn current(&self, api: Api, repo: &RepositoryId) -> BTreeSet<OsString> {
+    pub(crate) fn current(&self, api: Api, repo: &RepositoryId) -> BTreeSet<OsString> {
         let master = Path::new("..").join("master").join(repo.as_str());
         [
             self.app_dir(api).join(format!("{repo}.json")),

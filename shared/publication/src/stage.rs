@@ -3,15 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use pulp_model::RepositoryId;
 
 use crate::{
-    INDEX_FILE, Index, Publication, PublicationError, PublicationId, fs as disk,
-    index::manifest_folder,
-    redirect,
+    Changed, Publication, PublicationError, PublicationId, Published,
+    catalog::{Catalog, NewFiles},
+    fs as disk,
     root::{Api, Root},
+    tree::{self, Origin},
 };
 
 type Result<T> = std::result::Result<T, PublicationError>;
@@ -29,20 +31,87 @@ pub struct Staged {
 }
 
 impl Root {
-    /// Builds both trees of a publication aside. `attempt` keeps the names of this try apart from those of
+    /// Builds both trees of a publication aside, anew. `attempt` keeps the names of this try apart from those of
     /// another one that may still run; use the task's id and attempt number.
     pub fn stage(&self, publication: &Publication, id: &PublicationId, attempt: &str) -> Result<Staged> {
+        let staged = self.begin(publication.repository(), id, attempt)?;
+        let catalog = Catalog::of(publication, id);
+        let files = NewFiles::of(publication.contents().clone());
+        tree::build(&staged.v1, &staged.v2, &catalog, &Origin::of_files(&files))?;
+        Ok(staged)
+    }
+
+    /// Builds both trees of a changed publication aside. What is as before comes from the trees there are: a tree
+    /// that nobody has read for `drained` takes up the change, or, if there is none, links are copied from the
+    /// publication that is changed.
+    pub fn stage_change(
+        &self,
+        changed: &Changed,
+        id: &PublicationId,
+        attempt: &str,
+        drained: Duration,
+    ) -> Result<Staged> {
+        let staged = self.begin(&changed.catalog.index.repository, id, attempt)?;
+        let mut catalog = changed.catalog.clone();
+        catalog.index.publication = *id;
+        let old = staged.take_drained(drained);
+        let origin = Origin {
+            old: old.as_ref(),
+            base: Some(&changed.base),
+            files: &changed.files,
+        };
+        tree::build(&staged.v1, &staged.v2, &catalog, &origin)?;
+        Ok(staged)
+    }
+
+    /// Makes a copy of the publication, so that the next change need not make it, unless there is a tree for the
+    /// next change already. Copies are made of links, without any content, and only of publications of many.
+    /// `stopped` is asked now and then. Returns whether a copy was made.
+    pub fn prepare_spare(
+        &self,
+        repo: &RepositoryId,
+        attempt: &str,
+        drained: Duration,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<bool> {
+        let Some(current) = self.published(repo)?.filter(|p| p.entries() >= WORTH_A_SPARE) else {
+            return Ok(false);
+        };
+        if !self.drained(Api::V2, repo, drained)?.is_empty() || stopped() {
+            return Ok(false);
+        }
+        let staged = self.begin(repo, current.id(), attempt)?;
+        let nothing = NewFiles::default();
+        let origin = Origin {
+            old: None,
+            base: Some(&current),
+            files: &nothing,
+        };
+        tree::build(&staged.v1, &staged.v2, &current.catalog, &origin)?;
+        if stopped() {
+            return Ok(false);
+        }
+        // v1 first: a spare is found by its v2 tree.
+        for (api, built) in [(Api::V1, &staged.v1), (Api::V2, &staged.v2)] {
+            // Nobody has ever read it.
+            disk::set_modified(built, SystemTime::UNIX_EPOCH + Duration::from_secs(1))?;
+            let name = format!("{}.spare-{}", current.id(), staged.attempt);
+            disk::rename(built, &self.master(api, repo).join(name))?;
+        }
+        Ok(true)
+    }
+
+    fn begin(&self, repository: &RepositoryId, id: &PublicationId, attempt: &str) -> Result<Staged> {
         disk::create_dir_all(self.path())?;
         let path = self
             .path()
             .canonicalize()
             .map_err(PublicationError::io("find", self.path()))?;
-        let root = Root::new(path);
+        let root = Self::new(path);
         let attempt = attempt_name(attempt);
-        let repository = publication.repository().clone();
         let private = |api| {
             let name = format!(".{id}.{attempt}.tmp");
-            root.master(api, &repository).join(name)
+            root.master(api, repository).join(name)
         };
         // The value exists before its directories do, so that a failure halfway removes what was built.
         let staged = Staged {
@@ -54,15 +123,43 @@ impl Root {
             attempt,
         };
         for api in Api::ALL {
-            disk::create_dir_all(&root.master(api, &repository))?;
+            disk::create_dir_all(&root.master(api, repository))?;
         }
-        build_v1(&staged.v1, publication)?;
-        build_v2(&staged.v2, publication, id)?;
+        disk::remove_tree(&staged.v1)?;
+        disk::remove_tree(&staged.v2)?;
         Ok(staged)
     }
 }
 
+/// Links and directories from which on a publication has a spare copy: less are made in the time of a few syncs.
+const WORTH_A_SPARE: usize = 1_000;
+
 impl Staged {
+    /// Takes a tree that nobody reads any more under this attempt's own names. A tree that can't be used is no
+    /// fault: what is under the private names then goes, and all is made anew.
+    fn take_drained(&self, drained: Duration) -> Option<Published> {
+        let (repo, root) = (&self.repository, &self.root);
+        let latest = root.drained(Api::V2, repo, drained).ok()?.into_iter().next()?;
+        let v1 = root.master(Api::V1, repo).join(&latest);
+        let take = || {
+            if !root.drained(Api::V1, repo, drained)?.contains(&latest) {
+                return Ok(None);
+            }
+            disk::rename(&root.master(Api::V2, repo).join(&latest), &self.v2)?;
+            disk::rename(&v1, &self.v1)?;
+            Published::read(repo, self.v1.clone(), self.v2.clone()).map(Some)
+        };
+        match take() {
+            Ok(Some(tree)) => Some(tree),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::debug!(repository = %repo, %error, "an old tree is of no use");
+                let _ = (disk::remove_tree(&self.v1), disk::remove_tree(&self.v2));
+                None
+            }
+        }
+    }
+
     /// Makes this the repository's publication: v2 before v1, and in each the files before the redirect file, so
     /// that a redirect file never names files that are not there. Call it within the fence.
     pub fn switch(self) -> Result<()> {
@@ -70,6 +167,13 @@ impl Staged {
         for api in Api::ALL {
             disk::create_dir_all(&self.root.web_dir(api))?;
             disk::create_dir_all(&self.root.app_dir(api))?;
+            // From now on it is told how long the tree there is has had no new readers.
+            for name in self.root.current(api, &self.repository) {
+                let tree = self.root.master(api, &self.repository).join(name);
+                if tree.exists() {
+                    disk::set_modified(&tree, SystemTime::now())?;
+                }
+            }
         }
         for (api, built) in [(Api::V2, &self.v2), (Api::V1, &self.v1)] {
             let name = self.place(api, built)?;
@@ -144,122 +248,4 @@ pub(crate) fn attempt_name(attempt: &str) -> String {
             }
         })
         .collect()
-}
-
-/// A directory under construction: links content into itself, and syncs itself last.
-struct Folder {
-    path: PathBuf,
-}
-
-impl Folder {
-    fn create(path: PathBuf) -> Result<Self> {
-        disk::create_dir(&path)?;
-        Ok(Self { path })
-    }
-
-    fn link(&self, name: impl AsRef<Path>, content: &Path) -> Result<()> {
-        let content = content
-            .canonicalize()
-            .map_err(PublicationError::io("find", content))?;
-        disk::link(&disk::link_target(&self.path, &content), &self.path.join(name))
-    }
-
-    fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
-        disk::write_new(&self.path.join(name), bytes)
-    }
-
-    fn finish(self) -> Result<()> {
-        disk::sync_dir(&self.path)
-    }
-}
-
-fn build_v1(tree: &Path, publication: &Publication) -> Result<()> {
-    let contents = publication.contents();
-    disk::remove_tree(tree)?;
-    let top = Folder::create(tree.to_owned())?;
-    // Made even for an empty repository, or the link to it would dangle.
-    let web = Folder::create(tree.join("web"))?;
-    for image in &contents.images {
-        let folder = Folder::create(web.path.join(image.image_id.as_str()))?;
-        folder.link("ancestry", &image.ancestry)?;
-        folder.link("json", &image.json)?;
-        folder.link("layer", &image.layer)?;
-        folder.finish()?;
-    }
-    web.finish()?;
-    top.write(
-        format!("{}.json", contents.repository),
-        &json(tree, redirect::v1_file(publication))?,
-    )?;
-    top.finish()
-}
-
-fn build_v2(tree: &Path, publication: &Publication, id: &PublicationId) -> Result<()> {
-    let contents = publication.contents();
-    disk::remove_tree(tree)?;
-    let top = Folder::create(tree.to_owned())?;
-
-    let blobs = Folder::create(tree.join("blobs"))?;
-    for blob in &contents.blobs {
-        blobs.link(blob.digest.to_string(), &blob.path)?;
-    }
-    blobs.finish()?;
-
-    let manifests = Folder::create(tree.join("manifests"))?;
-    for folder in ["1", "2", "list"] {
-        let folder_path = Folder::create(manifests.path.join(folder))?;
-        for (name, path) in references(publication, folder) {
-            folder_path.link(name, path)?;
-        }
-        folder_path.finish()?;
-    }
-    manifests.finish()?;
-
-    let tags = Folder::create(tree.join("tags"))?;
-    tags.write("list", &json(tree, redirect::tags_list(publication))?)?;
-    tags.finish()?;
-
-    top.write(
-        INDEX_FILE,
-        &json(tree, serde_json::to_vec(&Index::of(publication, id)))?,
-    )?;
-    top.write(
-        format!("{}.json", contents.repository),
-        &json(tree, redirect::v4_file(publication))?,
-    )?;
-    top.finish()
-}
-
-/// Names in one folder below `manifests/`, digests and tags, with the file each stands for; sorted.
-pub(crate) fn references<'a>(publication: &'a Publication, folder: &'static str) -> Vec<(String, &'a Path)> {
-    let contents = publication.contents();
-    let images = contents.manifests.iter().map(|m| {
-        let folder = manifest_folder(pulp_model::unit::ManifestKind::Image, m.unit.schema_version);
-        (folder, &m.unit.digest, m.path.as_path())
-    });
-    let lists = contents
-        .lists
-        .iter()
-        .map(|l| ("list", &l.unit.digest, l.path.as_path()));
-    let here: std::collections::BTreeMap<_, _> = images
-        .chain(lists)
-        .filter(|(f, ..)| *f == folder)
-        .map(|(_, digest, path)| (digest, path))
-        .collect();
-    let tags = contents
-        .tags
-        .iter()
-        .filter(|t| manifest_folder(t.manifest_type, t.schema_version) == folder)
-        .filter_map(|t| Some((t.name.to_string(), *here.get(&t.manifest_digest)?)));
-    let mut names: Vec<_> = here
-        .iter()
-        .map(|(d, p)| (d.to_string(), *p))
-        .chain(tags)
-        .collect();
-    names.sort();
-    names
-}
-
-pub(crate) fn json(path: &Path, made: std::result::Result<Vec<u8>, serde_json::Error>) -> Result<Vec<u8>> {
-    made.map_err(|e| PublicationError::io("write the JSON for", path)(e.into()))
 }

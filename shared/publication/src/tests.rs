@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Contents, EntrySource, INDEX_FILE, Index, Missing, Publication, PublicationId, Redirect,
+    catalog::Catalog,
     fixture::Site,
     redirect::{self, Content},
 };
@@ -134,8 +135,9 @@ fn what_is_written_reads_back() {
     let mut contents = site.image("a");
     contents.protected = true;
     let publication = Publication::new(contents).unwrap();
-    let v1 = Redirect::parse(&redirect::v1_file(&publication).unwrap()).unwrap();
-    let v4 = Redirect::parse(&redirect::v4_file(&publication).unwrap()).unwrap();
+    let catalog = Catalog::of(&publication, &PublicationId::new());
+    let v1 = Redirect::parse(&redirect::v1_file(&catalog).unwrap()).unwrap();
+    let v4 = Redirect::parse(&redirect::v4_file(&catalog).unwrap()).unwrap();
     assert!(v1.protected && v4.protected);
     assert!(matches!(v1.content, Content::V1 { images, tags } if images.len() == 1 && tags.len() == 1));
     assert!(
@@ -354,7 +356,7 @@ fn until_the_switch_readers_have_the_old_one_and_then_the_new_one() {
 #[test]
 fn pruning_keeps_the_published_and_the_previous_one() {
     let site = Site::new();
-    let ids: Vec<PublicationId> = ["a", "b", "c", "d"].map(|g| site.publish(site.image(g))).into();
+    let ids = ["a", "b", "c", "d"].map(|g| site.publish(site.image(g)));
     let repo = "busybox".parse().unwrap();
     assert!(
         site.root

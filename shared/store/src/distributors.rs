@@ -1,6 +1,6 @@
 //! Distributors: how a repository is published.
 
-use pulp_model::{DistributorId, RegistryId, RepositoryId, Timestamp};
+use pulp_model::{DistributorId, RegistryId, RepositoryId, Timestamp, VersionNumber};
 use serde_json::{Map, Value};
 use sqlx::{Row as _, any::AnyRow};
 
@@ -25,6 +25,23 @@ pub struct Distributor {
     pub last_updated: Timestamp,
     /// What the last publish was made of.
     pub published_fingerprint: Option<String>,
+    /// The version that the last publish made public.
+    pub published_version: Option<VersionNumber>,
+    /// The publication that the last publish made.
+    pub published_id: Option<String>,
+}
+
+/// What a publish has done, for the next one.
+#[derive(Debug, Clone, Copy)]
+pub struct PublishedAs<'a> {
+    /// What it was made of besides content; compared with the next one's.
+    pub fingerprint: &'a str,
+    /// The name under which it went out, if it is served.
+    pub registry_id: Option<&'a RegistryId>,
+    /// The version made public.
+    pub version: VersionNumber,
+    /// The publication made, if it lies in the publish directory.
+    pub id: Option<&'a str>,
 }
 
 /// What a new distributor is made of.
@@ -41,7 +58,7 @@ pub struct NewDistributor {
 }
 
 const SELECT: &str = "SELECT repo_id, distributor_id, distributor_type_id, config, auto_publish, last_publish, last_updated, \
-                      published_fingerprint FROM distributors";
+                      published_fingerprint, published_version, published_id FROM distributors";
 
 impl Store {
     /// One distributor.
@@ -111,7 +128,8 @@ impl Tx {
                    VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (repo_id, distributor_id) DO UPDATE SET \
                    distributor_type_id = excluded.distributor_type_id, config = excluded.config, \
                    auto_publish = excluded.auto_publish, last_updated = excluded.last_updated, \
-                   last_publish = NULL, published_fingerprint = NULL";
+                   last_publish = NULL, published_fingerprint = NULL, \
+                   published_version = NULL, published_id = NULL";
         sqlx::query(sql)
             .bind(repo.as_str())
             .bind(new.id.as_str())
@@ -148,23 +166,24 @@ impl FencedTx {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Notes that it has published: when, what, and under which registry id.
+    /// Notes that it has published.
     pub async fn set_published(
         &mut self,
         repo: &RepositoryId,
         id: &DistributorId,
-        fingerprint: &str,
-        registry_id: Option<&RegistryId>,
+        published: &PublishedAs<'_>,
     ) -> Result<(), StoreError> {
         let now = self.now().await?;
-        let sql = "UPDATE distributors SET last_publish = $3, published_fingerprint = $4, published_registry_id = $5 \
-                   WHERE repo_id = $1 AND distributor_id = $2";
+        let sql = "UPDATE distributors SET last_publish = $3, published_fingerprint = $4, published_registry_id = $5, \
+                   published_version = $6, published_id = $7 WHERE repo_id = $1 AND distributor_id = $2";
         sqlx::query(sql)
             .bind(repo.as_str())
             .bind(id.as_str())
             .bind(now.micros())
-            .bind(fingerprint)
-            .bind(registry_id.map(RegistryId::as_str))
+            .bind(published.fingerprint)
+            .bind(published.registry_id.map(RegistryId::as_str))
+            .bind(published.version.0)
+            .bind(published.id)
             .execute(self.on())
             .await?;
         Ok(())
@@ -196,5 +215,9 @@ fn read(found: &AnyRow) -> Result<Distributor, StoreError> {
         last_publish: row::optional_instant(found, "last_publish")?,
         last_updated: row::instant(found, "last_updated")?,
         published_fingerprint: found.try_get("published_fingerprint")?,
+        published_version: found
+            .try_get::<Option<i64>, _>("published_version")?
+            .map(VersionNumber),
+        published_id: found.try_get("published_id")?,
     })
 }

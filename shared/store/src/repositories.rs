@@ -78,17 +78,21 @@ const COLUMNS: &str =
     "repo_id, display_name, description, notes, scratchpad, version, last_unit_added, last_unit_removed";
 
 impl Store {
-    /// One repository.
-    pub async fn repository(&self, id: &RepositoryId) -> Result<Option<Repository>, StoreError> {
+    /// One repository without its counts, which cost the more the more it holds.
+    pub async fn repository_uncounted(&self, id: &RepositoryId) -> Result<Option<Repository>, StoreError> {
         let sql = crate::engine::assembled(format!("SELECT {COLUMNS} FROM repositories WHERE repo_id = $1"));
-        let Some(found) = sqlx::query(sql)
+        let found = sqlx::query(sql)
             .bind(id.as_str())
             .fetch_optional(&self.pool)
-            .await?
-        else {
+            .await?;
+        found.map(|r| read(&r)).transpose()
+    }
+
+    /// One repository.
+    pub async fn repository(&self, id: &RepositoryId) -> Result<Option<Repository>, StoreError> {
+        let Some(mut repository) = self.repository_uncounted(id).await? else {
             return Ok(None);
         };
-        let mut repository = read(&found)?;
         let counts = "SELECT u.unit_type_id, COUNT(*) AS n FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
                       WHERE ru.repo_id = $1 AND ru.removed_in IS NULL GROUP BY u.unit_type_id";
         for count in sqlx::query(counts)

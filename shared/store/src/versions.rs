@@ -40,7 +40,67 @@ pub struct VersionChange {
     pub removed: u64,
 }
 
+/// What one version has and another has not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VersionDifference {
+    /// Units of the later version only.
+    pub added: Vec<Unit>,
+    /// Units of the earlier version only.
+    pub removed: Vec<Unit>,
+}
+
 impl Store {
+    /// What version `later` of a repository has and `earlier` has not, and the reverse. Its cost is that of the
+    /// changes between the two, whatever the repository holds.
+    pub async fn version_difference(
+        &self,
+        repo: &RepositoryId,
+        earlier: VersionNumber,
+        later: VersionNumber,
+    ) -> Result<VersionDifference, StoreError> {
+        const SELECT: &str = "SELECT u.unit_type_id, u.fields FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
+                              WHERE ru.repo_id = $1 AND";
+        let read = async |which: &str| -> Result<BTreeMap<String, Unit>, StoreError> {
+            let sql = crate::engine::assembled(format!("{SELECT} {which}"));
+            let query = sqlx::query(sql).bind(repo.as_str()).bind(earlier.0).bind(later.0);
+            let rows = query.fetch_all(&self.pool).await?;
+            rows.iter()
+                .map(|r| read_unit(r).map(|unit| (unit_id(&unit), unit)))
+                .collect()
+        };
+        let mut added =
+            read("ru.added_in > $2 AND ru.added_in <= $3 AND (ru.removed_in IS NULL OR ru.removed_in > $3)")
+                .await?;
+        let mut removed = read("ru.removed_in > $2 AND ru.removed_in <= $3 AND ru.added_in <= $2").await?;
+        // What was taken away and brought in again between the two.
+        removed.retain(|id, _| added.remove(id).is_none());
+        Ok(VersionDifference {
+            added: added.into_values().collect(),
+            removed: removed.into_values().collect(),
+        })
+    }
+
+    /// Whether a unit in the newest version of a repository refers to one of these by something that must be there
+    /// with it: a tag's target, a list's member, a manifest's config or layer.
+    pub async fn any_is_referred_to(&self, repo: &RepositoryId, units: &[Unit]) -> Result<bool, StoreError> {
+        for chunk in units.chunks(CHUNK) {
+            let sql = format!(
+                "SELECT 1 AS found FROM unit_edges e JOIN repository_units ru ON ru.unit_id = e.parent_unit_id \
+                 WHERE ru.repo_id = $1 AND ru.removed_in IS NULL \
+                 AND e.role IN ('manifest', 'member', 'config', 'layer') AND e.child_identity IN ({}) LIMIT 1",
+                placeholders(2, chunk.len())
+            );
+            let mut query = bulk(sql).bind(repo.as_str());
+            for unit in chunk {
+                query = query.bind(unit.identity());
+            }
+            if query.fetch_optional(&self.pool).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// All versions of a repository, oldest first.
     pub async fn repository_versions(
         &self,

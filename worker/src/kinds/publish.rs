@@ -2,23 +2,30 @@
 //!
 //! Steps and their texts: pulp_docker `distributors/publish_steps.py`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use pulp_model::{
     CodedError, Digest, DistributorId, ErrorCode, RepositoryId, Timestamp,
     config::{self, DistributorSettings, EXPORT_DISTRIBUTOR_TYPE, WEB_DISTRIBUTOR_TYPE},
     history::{HistoryResult, PublishHistory},
+    task::TaskState,
 };
-use pulp_publication::{Contents, Publication, PublicationId};
-use pulp_store::{attempts::Outcome, distributors::Distributor, repositories::Repository};
+use pulp_publication::{Changed, Contents, Publication, PublicationError, PublicationId, Staged};
+use pulp_store::{
+    attempts::Outcome,
+    distributors::{Distributor, PublishedAs},
+    repositories::Repository,
+};
 use serde_json::{Map, Value, json};
 
 use super::{Context, export, not_found, repository};
 use crate::{Worker, error::TaskError};
 
-/// Publications before the current one that are kept, and for how long at least: readers may be in them.
+/// For how long an old publication stays as it was: until Crane has read the new one, which takes its polling interval
+/// at most, and whoever was in the old one has come to an end.
+const DRAINED: Duration = Duration::from_mins(10);
+/// Drained publications that are kept, to be made into the next one.
 const KEEP_PREVIOUS: usize = 1;
-const KEEP_FOR: Duration = Duration::from_mins(10);
 
 impl Worker {
     /// Settings of a distributor type that a repository's own override.
@@ -39,7 +46,7 @@ pub(crate) async fn run(
 ) -> Result<(), TaskError> {
     context.report.of(id.as_str());
     let store = &context.worker.store;
-    let found = context.repository(repo).await?;
+    let found = context.repository_uncounted(repo).await?;
     let distributor = store
         .distributor(repo, id)
         .await?
@@ -65,27 +72,27 @@ async fn web(
     distributor: &Distributor,
     settings: &DistributorSettings,
 ) -> Result<(), TaskError> {
-    let worker = &context.worker;
     refuse_taken_registry_id(context, found, settings).await?;
-    let contents = repository::contents(context, found, settings).await?;
-    let fingerprint = fingerprint(&contents);
+    let fingerprint = fingerprint(&repository::described(context, found, settings));
     if is_unchanged(context, found, distributor, settings, &fingerprint) {
-        return skip(context, distributor, &fingerprint, settings).await;
+        return skip(context, found, distributor, &fingerprint, settings).await;
     }
 
-    let items = unit_count(&contents);
-    let files = context
+    let step = context
         .report
-        .step("publish_images", "Publishing Image Files.", items);
+        .step("publish_images", "Publishing Image Files.", 0);
     let over_http = context
         .report
         .step("publish_images_over_http", "Making files available via web.", 1);
-    files.begin();
-    let publication = blocking(move || Publication::new(contents)).await??;
-    let (root, attempt) = (worker.published.clone(), context.attempt_name());
-    let staged = blocking(move || root.stage(&publication, &PublicationId::new(), &attempt)).await??;
-    files.advance(items);
-    files.finish();
+    step.begin();
+    let id = PublicationId::new();
+    let (staged, items) = match stage_change(context, found, distributor, settings, &id).await? {
+        Some(staged) => staged,
+        None => stage_whole(context, found, settings, &id).await?,
+    };
+    step.add_total(items);
+    step.advance(items);
+    step.finish();
 
     over_http.begin();
     let mut tx = context.fence().await?;
@@ -94,21 +101,118 @@ async fn web(
         .await??;
     over_http.advance(1);
     over_http.finish();
-    tx.set_published(
-        &found.id,
-        &distributor.id,
-        &fingerprint,
-        Some(&settings.registry_id),
-    )
-    .await?;
+    let published = PublishedAs {
+        fingerprint: &fingerprint,
+        registry_id: Some(&settings.registry_id),
+        version: found.version,
+        id: Some(&id.to_string()),
+    };
+    tx.set_published(&found.id, &distributor.id, &published).await?;
     let entry = history(context, distributor, HistoryResult::Success, None);
     tx.add_publish_history(&entry).await?;
     tx.finish(&Outcome::Finished(json!(entry)), &context.report.to_json())
         .await?;
+    tidy(context, &found.id).await;
+    Ok(())
+}
 
-    let (root, repo) = (worker.published.clone(), found.id.clone());
-    if let Err(e) = blocking(move || root.prune(&repo, KEEP_PREVIOUS, KEEP_FOR)).await? {
-        tracing::warn!(error = %e, "old publications stay behind");
+/// Stages all that the repository holds, checked as a whole. With it comes the number of units.
+async fn stage_whole(
+    context: &Context,
+    found: &Repository,
+    settings: &DistributorSettings,
+    id: &PublicationId,
+) -> Result<(Staged, u64), TaskError> {
+    let contents = repository::contents(context, found, settings).await?;
+    let items = unit_count(&contents);
+    let (root, attempt, id) = (context.worker.published.clone(), context.attempt_name(), *id);
+    let staged = blocking(move || root.stage(&Publication::new(contents)?, &id, &attempt)).await??;
+    Ok((staged, items))
+}
+
+/// Stages what changed since the distributor last published, upon that publication. None if there is no publication
+/// that is surely that one, or it is to be made anew. With it comes the number of units.
+async fn stage_change(
+    context: &Context,
+    found: &Repository,
+    distributor: &Distributor,
+    settings: &DistributorSettings,
+    id: &PublicationId,
+) -> Result<Option<(Staged, u64)>, TaskError> {
+    let (Some(version), Some(published_id)) = (distributor.published_version, &distributor.published_id)
+    else {
+        return Ok(None);
+    };
+    if settings.force_full || version > found.version {
+        return Ok(None);
+    }
+    let (root, repo) = (context.worker.published.clone(), found.id.clone());
+    let base = blocking(move || root.published(&repo)).await?;
+    let Some(base) = base
+        .ok()
+        .flatten()
+        .filter(|base| base.id().to_string() == *published_id)
+    else {
+        tracing::info!(repository = %found.id, "the publication there is not the last one made; all is made anew");
+        return Ok(None);
+    };
+    let Some(change) = repository::change(context, found, settings, version).await? else {
+        return Ok(None);
+    };
+    let (root, attempt, id) = (context.worker.published.clone(), context.attempt_name(), *id);
+    let staged = blocking(move || {
+        let changed = Changed::new(base, change)?;
+        let staged = root.stage_change(&changed, &id, &attempt, DRAINED)?;
+        Ok::<_, PublicationError>((staged, changed.units()))
+    });
+    match staged.await? {
+        Ok(staged) => Ok(Some(staged)),
+        Err(error) => {
+            // The whole is made of what is sure, and tells exactly what is missing.
+            tracing::warn!(repository = %found.id, %error, "a change can't be published as such; all is made anew");
+            Ok(None)
+        }
+    }
+}
+
+/// After the end of the task: removes publications that nobody reads any more and what dead attempts left, and
+/// prepares for the next change. None of it is needed for what was published.
+async fn tidy(context: &Context, repo: &RepositoryId) {
+    if let Err(error) = remove_abandoned(context, repo).await {
+        tracing::warn!(%error, "what dead attempts left stays behind");
+    }
+    let (root, repo) = (context.worker.published.clone(), repo.clone());
+    let (stop, attempt) = (context.stop.clone(), context.attempt_name());
+    let tidied = blocking(move || {
+        root.prune(&repo, KEEP_PREVIOUS, DRAINED)?;
+        root.prepare_spare(&repo, &attempt, DRAINED, &|| stop.is_stopped())
+    });
+    match tidied.await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "old publications stay behind, or the next change takes longer")
+        }
+        Err(error) => tracing::warn!(%error, "tidying up"),
+    }
+}
+
+/// Removes what attempts that are over left of this repository's publications: those whose worker died after the
+/// task had ended, or that were the last ones allowed. Those of a task that goes on are removed with that.
+async fn remove_abandoned(context: &Context, repo: &RepositoryId) -> Result<(), TaskError> {
+    let (root, of) = (context.worker.published.clone(), repo.clone());
+    let attempts = blocking(move || root.attempts(&of)).await??;
+    let mut dead = BTreeSet::new();
+    for attempt in attempts {
+        let task = attempt.rsplit_once('-').and_then(|(task, _)| task.parse().ok());
+        let Some(task) = task else { continue };
+        let state = context.worker.store.task(task).await?.map(|task| task.state);
+        if state.is_none_or(TaskState::is_terminal) {
+            dead.insert(attempt);
+        }
+    }
+    if !dead.is_empty() {
+        let (root, repo) = (context.worker.published.clone(), repo.clone());
+        blocking(move || root.remove_abandoned(&repo, |attempt| dead.contains(attempt))).await??;
     }
     Ok(())
 }
@@ -144,33 +248,14 @@ pub(crate) fn unit_count(contents: &Contents) -> u64 {
     units as u64
 }
 
-/// What a publication is made of, as one text: content, names and urls.
-pub(crate) fn fingerprint(contents: &Contents) -> String {
+/// What a publication is made of besides the units of a version: names, urls and v1 tags.
+pub(crate) fn fingerprint(described: &Contents) -> String {
     let mut lines = vec![format!(
         "{} {} {} {} {}",
-        contents.repository, contents.registry_id, contents.protected, contents.v1_url, contents.v2_url
+        described.repository, described.registry_id, described.protected, described.v1_url, described.v2_url
     )];
-    lines.extend(contents.images.iter().map(|i| format!("image {}", i.image_id)));
-    lines.extend(
-        contents
-            .v1_tags
-            .iter()
-            .map(|t| format!("v1tag {} {}", t.tag, t.image_id)),
-    );
-    lines.extend(contents.blobs.iter().map(|b| format!("blob {}", b.digest)));
-    lines.extend(
-        contents
-            .manifests
-            .iter()
-            .map(|m| format!("manifest {}", m.unit.digest)),
-    );
-    lines.extend(contents.lists.iter().map(|l| format!("list {}", l.unit.digest)));
-    lines.extend(
-        contents
-            .tags
-            .iter()
-            .map(|t| format!("tag {} {}", t.name, t.manifest_digest)),
-    );
+    let tags = described.v1_tags.iter();
+    lines.extend(tags.map(|t| format!("v1tag {} {}", t.tag, t.image_id)));
     lines.sort_unstable();
     Digest::sha256(lines.join("\n")).to_string()
 }
@@ -184,24 +269,27 @@ fn is_unchanged(
 ) -> bool {
     !settings.force_full
         && distributor.published_fingerprint.as_deref() == Some(fingerprint)
+        && distributor.published_version == Some(found.version)
         && context.worker.published.is_published(&found.id)
 }
 
 /// The publication there is the one asked for.
 async fn skip(
     context: &Context,
+    found: &Repository,
     distributor: &Distributor,
     fingerprint: &str,
     settings: &DistributorSettings,
 ) -> Result<(), TaskError> {
     let mut tx = context.fence().await?;
-    tx.set_published(
-        &distributor.repo_id,
-        &distributor.id,
+    let published = PublishedAs {
         fingerprint,
-        Some(&settings.registry_id),
-    )
-    .await?;
+        registry_id: Some(&settings.registry_id),
+        version: found.version,
+        id: distributor.published_id.as_deref(),
+    };
+    tx.set_published(&distributor.repo_id, &distributor.id, &published)
+        .await?;
     let entry = history(context, distributor, HistoryResult::Skipped, None);
     tx.add_publish_history(&entry).await?;
     tx.finish(&Outcome::Finished(json!(entry)), &context.report.to_json())

@@ -3,12 +3,12 @@
 use std::{collections::HashSet, path::PathBuf};
 
 use pulp_model::{
-    Digest, RepositoryId,
+    Digest, RepositoryId, VersionNumber,
     config::DistributorSettings,
     unit::{BlobUnit, Unit},
 };
-use pulp_publication::{BlobFile, Contents, ImageFiles, ListFile, ManifestFile};
-use pulp_store::repositories::Repository;
+use pulp_publication::{BlobFile, Change, Contents, ImageFiles, ListFile, ManifestFile};
+use pulp_store::{repositories::Repository, versions::VersionDifference};
 
 use super::Context;
 use crate::error::TaskError;
@@ -19,13 +19,53 @@ pub(crate) async fn contents(
     repository: &Repository,
     settings: &DistributorSettings,
 ) -> Result<Contents, TaskError> {
-    let worker = &context.worker;
-    let units = worker
-        .store
-        .units_of_version(&repository.id, repository.version)
+    let store = &context.worker.store;
+    let units = store.units_of_version(&repository.id, repository.version).await?;
+    let mut contents = described(context, repository, settings);
+    add(context, &mut contents, units).await?;
+    // A client may have written a tag for an image that is not here (any more); it would lead nowhere.
+    let images: HashSet<_> = contents.images.iter().map(|i| &i.image_id).collect();
+    contents.v1_tags.retain(|t| {
+        let present = images.contains(&t.image_id);
+        if !present {
+            tracing::warn!(repository = %repository.id, tag = %t.tag, image = %t.image_id, "v1 tag of an absent image, not published");
+        }
+        present
+    });
+    Ok(contents)
+}
+
+/// What `repository` differs in from its version `published`. None if that can't be published as a change: it takes
+/// something away that something else still needs, which only a look at the whole can tell exactly.
+pub(crate) async fn change(
+    context: &Context,
+    repository: &Repository,
+    settings: &DistributorSettings,
+    published: VersionNumber,
+) -> Result<Option<Change>, TaskError> {
+    let store = &context.worker.store;
+    let VersionDifference { added, removed } = store
+        .version_difference(&repository.id, published, repository.version)
         .await?;
-    let (v1_url, v2_url) = urls(&worker.settings.redirect_base, &repository.id, settings);
-    let mut contents = Contents {
+    if store.any_is_referred_to(&repository.id, &removed).await? {
+        return Ok(None);
+    }
+    let mut contents = described(context, repository, settings);
+    add(context, &mut contents, added).await?;
+    Ok(Some(Change {
+        added: contents,
+        removed,
+    }))
+}
+
+/// A repository's names, urls and v1 tags, without any content yet.
+pub(crate) fn described(
+    context: &Context,
+    repository: &Repository,
+    settings: &DistributorSettings,
+) -> Contents {
+    let (v1_url, v2_url) = urls(&context.worker.settings.redirect_base, &repository.id, settings);
+    Contents {
         repository: repository.id.clone(),
         registry_id: settings.registry_id.clone(),
         protected: settings.protected,
@@ -37,7 +77,10 @@ pub(crate) async fn contents(
         manifests: Vec::new(),
         lists: Vec::new(),
         tags: Vec::new(),
-    };
+    }
+}
+
+async fn add(context: &Context, contents: &mut Contents, units: Vec<Unit>) -> Result<(), TaskError> {
     for unit in units {
         match unit {
             Unit::Image(image) => contents.images.push(ImageFiles {
@@ -68,16 +111,7 @@ pub(crate) async fn contents(
             Unit::Tag(tag) => contents.tags.push(tag),
         }
     }
-    // A client may have written a tag for an image that is not here (any more); it would lead nowhere.
-    let images: HashSet<_> = contents.images.iter().map(|i| &i.image_id).collect();
-    contents.v1_tags.retain(|t| {
-        let present = images.contains(&t.image_id);
-        if !present {
-            tracing::warn!(repository = %repository.id, tag = %t.tag, image = %t.image_id, "v1 tag of an absent image, not published");
-        }
-        present
-    });
-    Ok(contents)
+    Ok(())
 }
 
 /// The file of a blob. Published trees are links to files, so content in an object store is brought beside them first.

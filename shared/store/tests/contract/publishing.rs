@@ -1,11 +1,11 @@
 //! Importers, distributors, publish history.
 
 use pulp_model::{
-    Timestamp,
+    Timestamp, VersionNumber,
     history::{HistoryResult, PublishHistory, SyncHistory},
 };
 use pulp_store::{
-    distributors::{Distributor, NewDistributor},
+    distributors::{Distributor, NewDistributor, PublishedAs},
     history::HistoryFilter,
 };
 use serde_json::{Map, Value, json};
@@ -161,16 +161,23 @@ async fn a_distributor_remembers_what_it_published(bed: &Bed) {
     let new = new_distributor("d");
     put(bed, &repo, &new).await;
     let mut tx = bed.fenced().await;
-    tx.set_published(&repo, &new.id, "fingerprint", None)
-        .await
-        .unwrap();
+    let published = PublishedAs {
+        fingerprint: "fingerprint",
+        registry_id: None,
+        version: VersionNumber(7),
+        id: Some("publication"),
+    };
+    tx.set_published(&repo, &new.id, &published).await.unwrap();
     finish(tx).await;
     let after = bed.distributor(&repo, &new.id).await.unwrap().unwrap();
     assert!(after.last_publish.is_some());
     assert_eq!(after.published_fingerprint.as_deref(), Some("fingerprint"));
+    assert_eq!(after.published_version, Some(VersionNumber(7)));
+    assert_eq!(after.published_id.as_deref(), Some("publication"));
     // Made anew under the same id, it has published nothing.
     let anew = put(bed, &repo, &new).await;
     assert_eq!((anew.last_publish, anew.published_fingerprint), (None, None));
+    assert_eq!((anew.published_version, anew.published_id), (None, None));
 }
 
 async fn a_registry_id_that_another_repository_published_is_found(bed: &Bed) {
@@ -181,9 +188,13 @@ async fn a_registry_id_that_another_repository_published_is_found(bed: &Bed) {
     put(bed, &b, &new).await;
     assert_eq!(bed.registry_id_holder(&registry_id, &b).await.unwrap(), None);
     let mut tx = bed.fenced().await;
-    tx.set_published(&a, &new.id, "f", Some(&registry_id))
-        .await
-        .unwrap();
+    let published = PublishedAs {
+        fingerprint: "f",
+        registry_id: Some(&registry_id),
+        version: VersionNumber(0),
+        id: None,
+    };
+    tx.set_published(&a, &new.id, &published).await.unwrap();
     finish(tx).await;
     assert_eq!(
         bed.registry_id_holder(&registry_id, &b).await.unwrap().as_deref(),

@@ -19,6 +19,8 @@ contract!(
     a_commit_adds_a_version_and_the_same_content_again_adds_none,
     a_commit_brings_in_what_is_new_and_keeps_what_was_there,
     a_commit_may_take_away_in_the_same_version,
+    two_versions_differ_by_what_one_has_and_the_other_has_not,
+    what_is_referred_to_in_the_newest_version_is_told,
     a_moved_tag_replaces_the_old_one_and_the_old_version_still_reads_as_it_was,
     a_tag_that_changes_its_kind_replaces_all_its_variants,
     a_tag_may_name_an_image_and_a_list_when_both_come_together,
@@ -98,6 +100,64 @@ async fn a_commit_may_take_away_in_the_same_version(bed: &Bed) {
         units_at(bed, &repo, 1).await,
         identities(&[blob("1"), blob("2"), blob("3")])
     );
+}
+
+async fn two_versions_differ_by_what_one_has_and_the_other_has_not(bed: &Bed) {
+    let repo = bed.create_repository("r").await;
+    let other = bed.create_repository("other").await;
+    let change = async |added: &[&str], removed: &[&str]| {
+        let blobs = |names: &[&str]| names.iter().map(|n| blob(n)).collect::<Vec<_>>();
+        let mut tx = bed.fenced().await;
+        let done = tx.commit_change(&repo, &blobs(added), &blobs(removed)).await;
+        finish(tx).await;
+        done.unwrap().unwrap().number.0
+    };
+    bed.commit_units(&other, &[blob("1"), blob("9")]).await;
+    assert_eq!(change(&["1", "2"], &[]).await, 1);
+    assert_eq!(change(&["3"], &["1"]).await, 2);
+    assert_eq!(change(&["1", "4"], &["2"]).await, 3);
+    assert_eq!(change(&["2"], &["4"]).await, 4);
+    for earlier in 0..=4 {
+        for later in earlier..=4 {
+            let (before, after) = (
+                units_at(bed, &repo, earlier).await,
+                units_at(bed, &repo, later).await,
+            );
+            let found = bed
+                .version_difference(&repo, VersionNumber(earlier), VersionNumber(later))
+                .await
+                .unwrap();
+            let case = format!("{earlier} to {later}");
+            assert_eq!(identities(&found.added), &after - &before, "{case}");
+            assert_eq!(identities(&found.removed), &before - &after, "{case}");
+        }
+    }
+}
+
+async fn what_is_referred_to_in_the_newest_version_is_told(bed: &Bed) {
+    let repo = bed.create_repository("r").await;
+    let other = bed.create_repository("other").await;
+    let kept = manifest("kept", &["1"]);
+    bed.commit_units(&other, &[manifest("elsewhere", &["3"])]).await;
+    bed.commit_units(
+        &repo,
+        &[kept, manifest("gone", &["2"]), blob("1"), blob("2"), blob("3")],
+    )
+    .await;
+    let mut tx = bed.fenced().await;
+    tx.commit_change(&repo, &[], &[manifest("gone", &["2"])])
+        .await
+        .unwrap();
+    finish(tx).await;
+    for (units, referred_to) in [
+        (vec![], false),
+        (vec![blob("1")], true),
+        (vec![blob("2"), blob("3")], false),
+        (vec![blob("3"), blob("2"), blob("1")], true),
+    ] {
+        let found = bed.any_is_referred_to(&repo, &units).await.unwrap();
+        assert_eq!(found, referred_to, "{units:?}");
+    }
 }
 
 async fn a_moved_tag_replaces_the_old_one_and_the_old_version_still_reads_as_it_was(bed: &Bed) {
