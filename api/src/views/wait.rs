@@ -194,3 +194,157 @@ fn not_waiting(s: &Situation) -> Value {
     };
     json!(message)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{collections::BTreeMap, time::Duration};
+
+    use http::StatusCode;
+    use pulp_model::{TaskId, task::TaskClass};
+    use pulp_store::workers::Serving;
+    use serde_json::{Value, json};
+
+    use crate::testing::Api;
+
+    async fn why(api: &Api, id: TaskId) -> Value {
+        let reply = api.get(&format!("/tasks/{id}/wait_reason/")).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
+        reply.body
+    }
+
+    async fn serve(api: &Api) {
+        let slots = BTreeMap::from([(TaskClass::Publish, 2), (TaskClass::Interactive, 1)]);
+        let serving = Serving::of_this_release(slots);
+        let ttl = Duration::from_mins(10);
+        api.store
+            .register_serving("worker", "w", "node1", true, ttl, &serving)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_task_is_told_why_it_waits_until_it_has_ended() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let publish = json!({"id": "web"});
+        let holder = api
+            .post("/repositories/r/actions/publish/", &publish)
+            .await
+            .task();
+        let alone = why(&api, holder).await;
+        assert_eq!(alone["reason"], "no_worker_for_class");
+        let reasons: Vec<&Value> = alone["reasons"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| &r["reason"])
+            .collect();
+        assert_eq!(reasons, ["no_worker_for_class", "no_resource_manager", "unsent"]);
+        assert_eq!(alone["position"], json!({"resources": 1, "class": 1, "owner": 1}));
+
+        serve(&api).await;
+        api.claimed(holder).await;
+        let running = why(&api, holder).await;
+        assert_eq!(
+            (&running["waits"], &running["reason"]),
+            (&json!(false), &Value::Null)
+        );
+        assert!(
+            running["message"]
+                .as_str()
+                .unwrap()
+                .contains("reserved_resource_worker-0@node1")
+        );
+
+        let blocked = api.delete("/repositories/r/").await.task();
+        let told = why(&api, blocked).await;
+        assert_eq!(
+            (&told["reason"], &told["waits"]),
+            (&json!("resources"), &json!(true))
+        );
+        assert_eq!(
+            (&told["owner"], &told["kind"]),
+            (&json!("user:admin"), &json!("delete_repository"))
+        );
+        let line = &told["resources"][0];
+        assert_eq!(
+            (&line["resource"], &line["mode"], &line["free"]),
+            (&json!("repository:r"), &json!("exclusive"), &json!(false))
+        );
+        let by = &line["held_by"][0];
+        assert_eq!(
+            (&by["task_id"], &by["mode"], &by["state"], &by["worker_name"]),
+            (
+                &json!(holder),
+                &json!("shared"),
+                &json!("running"),
+                &json!("reserved_resource_worker-0@node1")
+            )
+        );
+        assert!(by["since"].as_str().unwrap().ends_with('Z'));
+        let message = told["message"].as_str().unwrap();
+        assert!(
+            message.contains(&holder.to_string()) && message.contains("repository:r is held"),
+            "{message}"
+        );
+
+        let behind = api
+            .post("/repositories/r/actions/publish/", &json!({"id": "web"}))
+            .await
+            .task();
+        let told = why(&api, behind).await;
+        assert_eq!(told["position"]["resources"], 2);
+        let repository = &told["resources"][1];
+        assert_eq!(repository["before"][0]["task_id"], json!(blocked));
+
+        api.delete(&format!("/tasks/{blocked}/")).await;
+        let ended = why(&api, blocked).await;
+        assert!(
+            ended["message"].as_str().unwrap().ends_with(": canceled"),
+            "{ended}"
+        );
+        assert_eq!(ended["position"], Value::Null);
+        for unknown in [TaskId::new().to_string(), "nope".to_owned()] {
+            for what in ["wait_reason", "timeline"] {
+                let reply = api.get(&format!("/tasks/{unknown}/{what}/")).await;
+                assert_eq!(reply.status, StatusCode::NOT_FOUND);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_timeline_tells_what_befell_a_task() {
+        let api = Api::new().await;
+        api.docker_repository("r").await;
+        let id = api.delete("/repositories/r/").await.task();
+        let lease = api.claimed(id).await;
+        api.store.hand_back(&lease).await.unwrap();
+        api.delete(&format!("/tasks/{id}/")).await;
+        let events = api.get(&format!("/tasks/{id}/timeline/")).await.body;
+        let events = events.as_array().unwrap();
+        let told: Vec<&str> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+        assert_eq!(
+            told,
+            [
+                "created",
+                "granted",
+                "claimed",
+                "handed_back",
+                "cancel_requested",
+                "ended"
+            ]
+        );
+        assert_eq!(events[2]["worker_name"], "reserved_resource_worker-0@node1");
+        assert_eq!(
+            (&events[3]["attempt"], &events[5]["detail"]),
+            (&json!(1), &json!("canceled"))
+        );
+        // With milliseconds.
+        assert_eq!(
+            events[0]["at"].as_str().unwrap().len(),
+            "2026-01-01T00:00:00.000Z".len()
+        );
+    }
+}
