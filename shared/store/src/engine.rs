@@ -7,14 +7,17 @@ use std::{sync::Arc, time::Duration};
 
 use pulp_model::{Timestamp, task::TaskKind};
 use sqlx::{
-    Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Executor as _, Row as _, SqlSafeStr as _,
-    SqlStr, Transaction,
+    Any, AnyConnection, AssertSqlSafe, Connection as _, Executor, Row as _, SqlSafeStr as _, SqlStr,
+    Transaction,
     any::{AnyArguments, AnyPoolOptions},
     query::Query,
 };
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
-use crate::StoreError;
+use crate::{
+    StoreError,
+    patience::{self, Patience, Patient, Pool},
+};
 
 /// Which database this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub enum Engine {
 /// The way to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    pub(crate) pool: AnyPool,
+    pub(crate) pool: Pool,
     pub(crate) engine: Engine,
     /// SQLite's writers queue here, in order, rather than poll for the file's lock.
     writer: Arc<Mutex<()>>,
@@ -64,7 +67,10 @@ impl Store {
         let options = AnyPoolOptions::new()
             .max_connections(max_connections.max(2))
             .acquire_timeout(Duration::from_secs(5))
-            .after_connect(move |connection, _| Box::pin(async move { prepare(connection, engine).await }));
+            .after_connect(move |connection, _| Box::pin(async move { prepare(connection, engine).await }))
+            .after_release(move |connection, _| {
+                Box::pin(async move { patience::lives(connection, engine).await })
+            });
         let full_url = match engine {
             Engine::Sqlite if url.contains('?') => url.to_owned(),
             Engine::Sqlite => format!("{url}?mode=rwc"),
@@ -76,7 +82,10 @@ impl Store {
             prepare(&mut first, engine).await?;
             first.close().await?;
         }
-        let pool = options.connect_lazy(&full_url)?;
+        let pool = Pool {
+            inner: options.connect_lazy(&full_url)?,
+            patience: Patience::with(engine),
+        };
         Ok(Self {
             pool,
             engine,
@@ -102,6 +111,7 @@ impl Store {
         Ok(Tx {
             inner,
             engine: self.engine,
+            patience: self.pool.patience,
             rings_relay: false,
             outbox_bell: Arc::clone(&self.outbox_bell),
             _turn: turn,
@@ -115,7 +125,7 @@ impl Store {
 
     /// The database's clock.
     pub async fn now(&self) -> Result<Timestamp, StoreError> {
-        now(self.engine, &mut *self.pool.acquire().await?).await
+        now(self.engine, &self.pool).await
     }
 
     /// Waits until a commit of this process left rows in the outbox.
@@ -125,7 +135,7 @@ impl Store {
 
     /// Closes all connections.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.pool.inner.close().await;
     }
 }
 
@@ -136,6 +146,7 @@ impl Store {
 pub struct Tx {
     inner: Transaction<'static, Any>,
     pub(crate) engine: Engine,
+    patience: Patience,
     pub(crate) rings_relay: bool,
     outbox_bell: Arc<Notify>,
     _turn: Option<OwnedMutexGuard<()>>,
@@ -144,7 +155,7 @@ pub struct Tx {
 impl Tx {
     /// Makes it all so, and rings the relay if messages wait.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.inner.commit().await?;
+        self.patience.wait(self.inner.commit()).await?;
         if self.rings_relay {
             self.outbox_bell.notify_one();
         }
@@ -152,8 +163,11 @@ impl Tx {
     }
 
     /// The connection, for the statements of this crate.
-    pub(crate) fn on(&mut self) -> &mut AnyConnection {
-        &mut self.inner
+    pub(crate) fn on(&mut self) -> Patient<'_> {
+        Patient {
+            inner: &mut self.inner,
+            patience: self.patience,
+        }
     }
 
     /// The database's clock: the instant of this call, not that of the transaction's begin.
@@ -252,13 +266,13 @@ fn turn_key(repo: &str) -> i64 {
     BASE + (hash % 512) as i64
 }
 
-async fn now(engine: Engine, connection: &mut AnyConnection) -> Result<Timestamp, StoreError> {
+async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Result<Timestamp, StoreError> {
     let sql = match engine {
         Engine::Postgres => "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
         Engine::Sqlite => "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER) AS now",
     };
     Ok(Timestamp(
-        sqlx::query(sql).fetch_one(connection).await?.try_get("now")?,
+        sqlx::query(sql).fetch_one(on).await?.try_get("now")?,
     ))
 }
 
@@ -269,8 +283,11 @@ async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), s
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;"
         }
         Engine::Postgres => {
+            // The last four are about the server's end of the connection: a session whose client's host is gone must not
+            // keep its locks until something is written to it.
             "SET statement_timeout = '30s'; SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
-             SET application_name = 'pulp'"
+             SET application_name = 'pulp'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; \
+             SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'"
         }
     };
     connection.execute(settings).await?;
@@ -309,6 +326,8 @@ mod tests {
                 ("lock_timeout", "10s"),
                 ("idle_in_transaction_session_timeout", "1min"),
                 ("application_name", "pulp"),
+                ("tcp_keepalives_idle", "5"),
+                ("tcp_user_timeout", "10000"),
             ] {
                 let sql = assembled(format!("SELECT current_setting('{setting}') AS value"));
                 let found = sqlx::query(sql).fetch_one(tx.on()).await.unwrap();
@@ -408,7 +427,7 @@ mod tests {
         );
         outcome(&ours, "CREATE TABLE t (id BIGINT)").await.unwrap();
         let held = theirs.begin().await.unwrap();
-        let mut connection = ours.pool.acquire().await.unwrap();
+        let mut connection = ours.pool.inner.acquire().await.unwrap();
         connection.execute("PRAGMA busy_timeout = 20").await.unwrap();
         let told: StoreError = connection
             .execute("INSERT INTO t VALUES (1)")

@@ -60,13 +60,13 @@ impl Store {
             // One transaction around all: the writer's place keeps other processes out.
             Engine::Sqlite => {
                 let mut tx = self.begin().await?;
-                migrator.run(tx.on()).await.map_err(failed)?;
+                migrator.run(tx.on().inner).await.map_err(failed)?;
                 tx.commit().await
             }
             // An advisory lock keeps the others out. A table may take longer to rewrite, or another process to
             // finish, than an everyday statement may last; so the connection is not one of the pool's.
             Engine::Postgres => {
-                let mut connection = self.pool.acquire().await?.detach();
+                let mut connection = self.pool.inner.acquire().await?.detach();
                 connection
                     .execute("SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0")
                     .await?;

@@ -6,6 +6,8 @@
 //!
 //! Steps and their texts: pulp_docker 2.x `importers/sync.py`.
 
+mod allowance;
+mod downloads;
 mod plan;
 mod upstream;
 
@@ -55,8 +57,7 @@ pub(crate) async fn run(
     context.repository(repo).await?;
     let dry_run = is_dry_run(overrides)?;
     let settings = settings(context, repo, overrides).await?;
-    let upstream =
-        UpstreamRepository::new(&settings, context.worker.content.clone(), context.attempt_name())?;
+    let upstream = UpstreamRepository::new(&settings, &context.worker, context.attempt_name())?;
     let steps = Steps::announce(context);
     let fetched = tokio::select! {
         fetched = fetch(context, repo, &settings, &upstream, &steps, dry_run) => fetched?,
@@ -483,7 +484,10 @@ async fn commit(
 }
 
 /// The publishes that follow a change of the repository.
-pub(crate) async fn auto_publishes(context: &Context, repo: &RepositoryId) -> Result<Vec<TaskKind>, TaskError> {
+pub(crate) async fn auto_publishes(
+    context: &Context,
+    repo: &RepositoryId,
+) -> Result<Vec<TaskKind>, TaskError> {
     let distributors = context.worker.store.distributors_of(repo).await?;
     let automatic = distributors.into_iter().filter(|d| d.auto_publish);
     Ok(automatic

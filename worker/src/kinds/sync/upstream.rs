@@ -1,8 +1,8 @@
 //! The upstream of a sync: its tags, manifests and blobs, fetched so that what came is kept for the next try.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,21 +15,35 @@ use pulp_model::{
     unit::BlobUnit,
 };
 use pulp_registry::{
-    Client, ClientOptions, Credentials, ProxyOptions, Reference, Referrer, RegistryError, Requests, Tls,
+    Client, ClientOptions, Credentials, ProxyOptions, Reference, Referrer, RegistryError, Requests, Retries,
+    Tls,
 };
+use pulp_store::upstreams::Turn;
 use pulp_trace::{Span, SpanKind};
 use serde_json::json;
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::{sync::Semaphore, time::Instant};
 
-use super::plan::{self, WantedBlob};
-use crate::{error::TaskError, progress::StepHandle};
+use super::{
+    allowance::UpstreamAccount,
+    downloads::{Downloads, LOOK, PATIENCE, turn_of},
+    plan::{self, WantedBlob},
+};
+use crate::{Worker, error::TaskError, progress::StepHandle};
 
 /// Times that content is fetched anew whose bytes were others than promised.
 const TRIES: usize = 2;
 
+/// A registry that wants a longer pause gets it, and the worker goes on with other work meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A registry that wants a still longer one is not waited for.
+const LONGEST_PARK: Duration = Duration::from_hours(24);
+
 /// A repository of another registry.
 pub(super) struct UpstreamRepository {
     client: Client,
+    account: UpstreamAccount,
+    downloads: Downloads,
+    places: Semaphore,
     name: RegistryId,
     content: ContentStore,
     /// Whose temporary blobs these are.
@@ -61,7 +75,7 @@ pub(super) struct Came {
 impl UpstreamRepository {
     pub(super) fn new(
         settings: &ImporterSettings,
-        content: ContentStore,
+        worker: &Worker,
         owner: String,
     ) -> Result<Self, CodedError> {
         let (feed, name) = settings.upstream()?;
@@ -88,17 +102,32 @@ impl UpstreamRepository {
                 url: url.clone(),
                 credentials: login.as_ref().map(account),
             }),
+            retries: Retries {
+                longest_asked: LONGEST_PAUSE,
+                ..Retries::default()
+            },
             ..defaults
         };
         let client = Client::new(feed.as_str(), options).map_err(|e| {
             CodedError::new(ErrorCode::INVALID_VALUE, e.to_string()).with("property_names", ["feed"])
         })?;
+        let host = client.host();
+        let login = settings.account.as_ref().map(|a| a.login.clone());
+        let at_once = settings.max_downloads.max(1);
         Ok(Self {
             name: client.full_name(name),
             client,
-            content,
+            account: UpstreamAccount::new(worker.store.clone(), host.clone(), login),
+            downloads: Downloads::new(
+                worker.store.clone(),
+                worker.incarnation.clone(),
+                host,
+                worker.settings.downloads_per_host,
+            ),
+            places: Semaphore::new(at_once),
+            content: worker.content.clone(),
             owner,
-            at_once: settings.max_downloads.max(1),
+            at_once,
             throttle: settings.max_speed.map(Throttle::new),
         })
     }
@@ -162,7 +191,9 @@ impl UpstreamRepository {
             })
             .buffer_unordered(self.at_once)
             .try_collect();
-        span.run(found).await
+        let found = span.run(found).await;
+        self.account.note(&self.client).await?;
+        found
     }
 
     async fn look_at(&self, tag: &TagName) -> Result<plan::Upstream, TaskError> {
@@ -181,25 +212,44 @@ impl UpstreamRepository {
         }
     }
 
-    /// Brings manifests here, several at a time.
+    /// Brings manifests here, several at a time. If the upstream allows less than that, those that it allows are kept
+    /// for the next try, which comes when it allows more.
     pub(super) async fn manifests(&self, wanted: Vec<WantedManifest>) -> Result<Vec<Came>, TaskError> {
-        stream::iter(wanted)
+        let (mut came, mut missing) = (Vec::new(), Vec::new());
+        for one in wanted {
+            match self.kept_manifest(&one).await? {
+                Some(kept) => came.push(kept),
+                None => missing.push(one),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(came);
+        }
+        let allowance = self.account.take(missing.len() as u64).await?;
+        let allowed = usize::try_from(allowance.granted).unwrap_or(usize::MAX);
+        let later = missing.split_off(allowed.min(missing.len()));
+        let fetched: Result<Vec<Came>, TaskError> = stream::iter(missing)
             .map(|wanted| self.manifest(wanted))
             .buffer_unordered(self.at_once)
             .try_collect()
-            .await
+            .await;
+        self.account.note(&self.client).await?;
+        came.extend(fetched?);
+        if !later.is_empty() {
+            return Err(self.account.parked(allowance, later.len()));
+        }
+        Ok(came)
     }
 
     async fn manifest(&self, wanted: WantedManifest) -> Result<Came, TaskError> {
-        if let Some(came) = self.kept_manifest(&wanted).await? {
-            return Ok(came);
-        }
         let mut tries = 0;
         let found = loop {
             tries += 1;
             let span = self.span("download.manifest");
             span.set("oci.reference", &wanted.reference);
-            let fetched = span.run(self.client.manifest(&self.name, &wanted.reference)).await;
+            let fetched = span
+                .run(self.client.manifest(&self.name, &wanted.reference))
+                .await;
             match &fetched {
                 Ok(found) => {
                     span.set("oci.digest", &found.digest);
@@ -283,23 +333,79 @@ impl UpstreamRepository {
         wanted: Vec<WantedBlob>,
         advance: &BlobAdvance,
     ) -> Result<Vec<BlobUnit>, TaskError> {
-        stream::iter(wanted)
-            .map(|blob| self.blob(blob, advance))
+        let came: Result<Vec<Vec<BlobUnit>>, TaskError> = stream::iter(self.downloads.groups(wanted))
+            .map(|group| self.group(group, advance))
             .buffer_unordered(self.at_once)
             .try_collect()
-            .await
+            .await;
+        self.account.note(&self.client).await?;
+        Ok(came?.into_iter().flatten().collect())
+    }
+
+    /// Brings blobs here that are asked for together, then those that others are at.
+    async fn group(&self, group: Vec<WantedBlob>, advance: &BlobAdvance) -> Result<Vec<BlobUnit>, TaskError> {
+        let digests: Vec<Digest> = group.iter().map(|b| b.digest.clone()).collect();
+        let turns = self.downloads.begin(&digests).await?;
+        let (ours, others): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .zip(turns)
+            .partition(|(_, turn)| *turn == Turn::Ours);
+        let mut came: Vec<BlobUnit> = stream::iter(ours)
+            .map(|(blob, _)| self.blob(blob, advance))
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await?;
+        self.downloads.end(&digests).await?;
+        for (blob, _) in others {
+            came.push(self.in_turn(blob, advance).await?);
+        }
+        Ok(came)
+    }
+
+    /// Waits until somebody else has brought a blob here, or lets us do it.
+    async fn in_turn(&self, blob: WantedBlob, advance: &BlobAdvance) -> Result<BlobUnit, TaskError> {
+        let begun = Instant::now();
+        loop {
+            if let Some(here) = self.here(&blob).await? {
+                advance.whole();
+                return Ok(here);
+            }
+            let turns = self.downloads.begin(std::slice::from_ref(&blob.digest)).await?;
+            let is_late = begun.elapsed() > PATIENCE;
+            if turns
+                .iter()
+                .any(|t| *t == Turn::Ours || (*t == Turn::Taken && is_late))
+            {
+                let digest = blob.digest.clone();
+                let came = self.blob(blob, advance).await;
+                self.downloads.end(std::slice::from_ref(&digest)).await?;
+                return came;
+            }
+            // Whoever is at it is watched; to wait for that is no standstill of ours.
+            advance.step.beat();
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn here(&self, wanted: &WantedBlob) -> Result<Option<BlobUnit>, ContentError> {
+        let size = self.content.size(&wanted.digest).await?;
+        let size = size.filter(|size| wanted.size.is_none_or(|s| s == *size));
+        Ok(size.map(|size| BlobUnit {
+            digest: wanted.digest.clone(),
+            size,
+        }))
     }
 
     async fn blob(&self, wanted: WantedBlob, advance: &BlobAdvance) -> Result<BlobUnit, TaskError> {
         let digest = wanted.digest.clone();
+        // It is never closed.
+        let _place = self.places.acquire().await;
         // Another sync of this process may be fetching it; then it is here once that is done.
         let turn = turn_of(&digest);
         let _turn = turn.lock().await;
-        if let Some(size) = self.content.size(&digest).await?
-            && wanted.size.is_none_or(|s| s == size)
-        {
+        if let Some(here) = self.here(&wanted).await? {
             advance.whole();
-            return Ok(BlobUnit { digest, size });
+            return Ok(here);
         }
         let mut tries = 0;
         let size = loop {
@@ -393,6 +499,15 @@ impl UpstreamRepository {
                     .with("registry", registry)
                     .with("reason", reason)
             }
+            RegistryError::RateLimited {
+                retry_after: Some(pause),
+                ..
+            } if *pause > LONGEST_PAUSE && *pause <= LONGEST_PARK => {
+                return Some(TaskError::NotYet {
+                    pause: *pause,
+                    why: error.to_string(),
+                });
+            }
             RegistryError::RateLimited { retry_after, .. } => {
                 let text = format!("{error}; sync again later, or with credentials that have a higher limit");
                 CodedError::new(ErrorCode::UPSTREAM_RATE_LIMITED, text)
@@ -450,21 +565,6 @@ impl BlobAdvance {
     }
 }
 
-/// One download of a blob at a time in this process.
-fn turn_of(digest: &Digest) -> Arc<AsyncMutex<()>> {
-    static TURNS: LazyLock<Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>> = LazyLock::new(Mutex::default);
-    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(turn) = turns.get(digest).and_then(Weak::upgrade) {
-        return turn;
-    }
-    if turns.len() > 1000 {
-        turns.retain(|_, turn| turn.strong_count() > 0);
-    }
-    let turn = Arc::default();
-    turns.insert(digest.clone(), Arc::downgrade(&turn));
-    turn
-}
-
 /// Lets so many bytes a second pass, of all downloads of a sync together.
 struct Throttle {
     bytes_a_second: f64,
@@ -502,13 +602,5 @@ mod tests {
         futures::future::join_all((0..5).map(|_| throttle.pass(500))).await;
         // The first begins at once, the last when the four before it have had their time.
         assert!(begun.elapsed() >= Duration::from_millis(200));
-    }
-
-    #[test]
-    fn one_blob_has_one_turn_as_long_as_somebody_wants_it() {
-        let (a, b) = (Digest::sha256("a"), Digest::sha256("b"));
-        let first = turn_of(&a);
-        assert!(Arc::ptr_eq(&first, &turn_of(&a)));
-        assert!(!Arc::ptr_eq(&first, &turn_of(&b)));
     }
 }
