@@ -13,7 +13,7 @@ use pulp_runtime::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics, plugins, services::Services};
+use crate::{metrics, plugins, services::Services, tokens};
 
 /// What a process may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +150,12 @@ pub(crate) async fn api(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let state = api_state(services)?;
+    Ok(pulp_api::run(state, listener, stop).await?)
+}
+
+/// What the API works with.
+pub(crate) fn api_state(services: &Services) -> anyhow::Result<ApiState> {
     let config = &services.config;
     let api = ApiConfig {
         server_name: config.server.server_name.clone(),
@@ -157,13 +163,13 @@ pub(crate) async fn api(
         session_lifetime: config.server.session_lifetime,
         max_chunk: config.server.max_chunk_bytes as usize,
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
+        token_signer: tokens::signer(config)?,
     };
-    let state = ApiState::new(
+    Ok(ApiState::new(
         services.database.store.clone(),
         Some(services.broker.clone()),
         api,
-    );
-    Ok(pulp_api::run(state, listener, stop).await?)
+    ))
 }
 
 pub(crate) async fn resource_manager(services: &Services, stop: CancellationToken) {
@@ -209,6 +215,7 @@ pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::
         redirect_base: config.redirect_base(),
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
         max_expanded_bytes: config.tasks.max_expanded_bytes,
+        downloads_per_host: config.sync.downloads_per_host(),
         transfer: pulp_worker::TransferSettings {
             import_dir: config.import_dir(),
             signing_key: config.export_signing_key(),
@@ -249,6 +256,7 @@ pub(crate) fn crane_config(config: &Config) -> CraneConfig {
             CraneMode::Redirect => Mode::Redirect,
         },
         endpoint: config.crane.endpoint.clone(),
+        tokens: tokens::service(config),
         ..CraneConfig::default()
     }
 }

@@ -2,13 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bad_input;
+mod budgets;
 mod clients;
 mod exclusion;
 mod faults;
 mod main_job;
+mod recovery;
 mod roles;
 mod schedules;
 mod settled;
 mod sync;
+mod transfer;
 mod tutorial;
 mod upstream;

@@ -18,7 +18,13 @@ const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
 /// Makes a repository that syncs `upstream_name` from `feed`.
-fn create(server: &impl Server, repo: &str, feed: &str, upstream_name: &str, more: &Value) -> Result<()> {
+pub(crate) fn create(
+    server: &impl Server,
+    repo: &str,
+    feed: &str,
+    upstream_name: &str,
+    more: &Value,
+) -> Result<()> {
     server.create_repository(repo, &format!("mirror/{repo}"))?;
     let mut config = json!({"feed": feed, "upstream_name": upstream_name});
     config
@@ -32,7 +38,7 @@ fn create(server: &impl Server, repo: &str, feed: &str, upstream_name: &str, mor
     Ok(())
 }
 
-fn begin(server: &impl Server, repo: &str, overrides: &Value) -> Result<String> {
+pub(crate) fn begin(server: &impl Server, repo: &str, overrides: &Value) -> Result<String> {
     let path = format!("/repositories/{repo}/actions/sync/");
     let (status, report) = server.call("POST", &path, Some(&json!({ "override_config": overrides })))?;
     ensure!(status == 202, "sync: {status} {report}");
@@ -177,7 +183,7 @@ impl<'a> Pusher<'a> {
     }
 }
 
-fn noise(seed: usize, length: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: usize, length: usize) -> Vec<u8> {
     let mut state = seed as u64 + 1;
     (0..length)
         .map(|_| {

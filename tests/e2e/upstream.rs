@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Request, State},
+    http::Method,
     response::Response,
 };
 use futures::{StreamExt as _, stream};
@@ -33,6 +35,28 @@ struct Shared {
     stalled: Mutex<HashMap<String, usize>>,
     corrupt: Mutex<HashMap<String, bool>>,
     answers: Mutex<HashMap<String, u16>>,
+    limit: Mutex<Option<Limit>>,
+    /// Blobs that are sent at the moment, and the most that there were.
+    sending: Mutex<(usize, usize)>,
+    pause: Mutex<Duration>,
+    retry_after: Mutex<u64>,
+}
+
+/// How many manifests may be fetched, as Docker Hub tells it.
+struct Limit {
+    most: u64,
+    left: f64,
+    window: Duration,
+    as_of: Instant,
+}
+
+impl Limit {
+    fn left(&mut self) -> u64 {
+        let back = self.most as f64 * self.as_of.elapsed().as_secs_f64() / self.window.as_secs_f64();
+        self.left = (self.left + back).min(self.most as f64);
+        self.as_of = Instant::now();
+        self.left as u64
+    }
 }
 
 const PREFIX: &str = "/v2/up/stream/";
@@ -43,7 +67,11 @@ impl Upstream {
             .worker_threads(1)
             .enable_all()
             .build()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            // More than a sync waits for.
+            retry_after: Mutex::new(2 * 24 * 3600),
+            ..Shared::default()
+        });
         let app = Router::new().fallback(answer).with_state(Arc::clone(&shared));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         let base = format!("http://{}", listener.local_addr()?);
@@ -130,12 +158,47 @@ impl Upstream {
             .insert(path.to_owned(), status);
     }
 
+    /// Lets so many manifests be fetched in a window that moves; `HEAD` is free.
+    pub(crate) fn limit(&self, most: u64, window: Duration) {
+        let limit = Limit {
+            most,
+            left: most as f64,
+            window,
+            as_of: Instant::now(),
+        };
+        *self.shared.limit.lock().unwrap() = Some(limit);
+    }
+
+    /// What a refusal by 429 asks for, in seconds.
+    pub(crate) fn retry_after(&self, seconds: u64) {
+        *self.shared.retry_after.lock().unwrap() = seconds;
+    }
+
+    /// Takes so long to send a blob.
+    pub(crate) fn slow_blobs(&self, pause: Duration) {
+        *self.shared.pause.lock().unwrap() = pause;
+    }
+
+    /// The most blobs that were sent at a time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.shared.sending.lock().unwrap().1
+    }
+
     /// GETs of paths with this part.
     pub(crate) fn count(&self, part: &str) -> usize {
         let log = self.shared.log.lock().unwrap();
         log.iter()
             .filter(|(m, path)| m == "GET" && path.contains(part))
             .count()
+    }
+
+    /// Whether it is a blob and no manifest.
+    pub(crate) fn is_blob(&self, digest: &Digest) -> bool {
+        self.shared
+            .blobs
+            .lock()
+            .unwrap()
+            .contains_key(&digest.to_string())
     }
 
     /// Blobs and manifests that were asked for by digest more than once.
@@ -181,9 +244,10 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
                 .insert("www-authenticate", "Basic realm=\"r\"".parse().unwrap());
         }
         if *code == 429 {
+            let seconds = *shared.retry_after.lock().unwrap();
             response
                 .headers_mut()
-                .insert("retry-after", "3600".parse().unwrap());
+                .insert("retry-after", seconds.to_string().parse().unwrap());
         }
         return response;
     }
@@ -197,14 +261,35 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         let Some((media_type, digest, bytes)) = manifests.get(reference) else {
             return status(404);
         };
-        return Response::builder()
+        let mut response = Response::builder()
             .header("content-type", media_type)
-            .header("docker-content-digest", digest.to_string())
-            .body(Body::from(bytes.clone()))
-            .unwrap();
+            .header("docker-content-digest", digest.to_string());
+        if let Some(limit) = shared.limit.lock().unwrap().as_mut() {
+            let left = limit.left();
+            let is_pull = request.method() == Method::GET;
+            if is_pull && left == 0 {
+                return status(429);
+            }
+            limit.left -= f64::from(u8::from(is_pull));
+            let told = |n: u64| format!("{n};w={}", limit.window.as_secs());
+            response = response
+                .header("ratelimit-limit", told(limit.most))
+                .header("ratelimit-remaining", told(left - u64::from(is_pull)));
+        }
+        return response.body(Body::from(bytes.clone())).unwrap();
     }
     match path.strip_prefix("blobs/") {
-        Some(digest) => blob(&shared, digest),
+        Some(digest) => {
+            let pause = *shared.pause.lock().unwrap();
+            {
+                let mut sending = shared.sending.lock().unwrap();
+                sending.0 += 1;
+                sending.1 = sending.1.max(sending.0);
+            }
+            tokio::time::sleep(pause).await;
+            shared.sending.lock().unwrap().0 -= 1;
+            blob(&shared, digest)
+        }
         None => status(404),
     }
 }

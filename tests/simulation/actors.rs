@@ -1,11 +1,12 @@
 //! The processes: their decisions are the real ones, their loops are those of the roles on virtual time.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use pulp_liveness::Trust;
 use pulp_model::{
     Attempt, Epoch, TaskId,
-    task::{Claim, TaskClass, TaskState},
+    deadline::HardLimits,
+    task::{TaskClass, TaskState},
 };
 use pulp_resource_manager::{
     Ledger as Port,
@@ -20,13 +21,14 @@ use pulp_worker::{
     decisions::{self, Ending, Fault},
     running::{Entered, Running},
     stop::{Stop, StopReason},
+    watch::{Limits, Look, Watch},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     broker::{Consumer, Delivery},
-    ledger::{Claimed, Heartbeat, Lease, Life, Mutation, Queue},
+    ledger::{Claimed, Heartbeat, Lease, Life, Mutation, Queue, Request},
     sim::{Ctx, MILLI, Pid, SECOND},
 };
 
@@ -41,7 +43,38 @@ pub(crate) struct Settings {
     /// Whether a relay locks what it sends, as on PostgreSQL.
     pub(crate) relays_lock: bool,
     pub(crate) classes: Vec<TaskClass>,
+    /// What a worker runs stops by itself at its soft deadline, or when it has stood still.
+    pub(crate) quiet: Duration,
+    pub(crate) standstill: Option<Duration>,
+    /// Workers of the release before this one.
+    pub(crate) old: Vec<Pid>,
 }
+
+impl Settings {
+    /// What a worker can run.
+    fn serving(&self, pid: Pid) -> Serving {
+        let slots = self.classes.iter().map(|c| (*c, self.slots as u32)).collect();
+        let mut serving = Serving::of_this_release(slots);
+        if !self.old.contains(&pid) {
+            for version in serving.supports.values_mut() {
+                *version += 1;
+            }
+            serving.supports.insert(NEW_KIND.to_owned(), 1);
+        }
+        serving
+    }
+
+    fn limits(&self, kind: &str) -> Limits {
+        Limits {
+            deadline: self.leader.limits.deadlines.of(kind).soft,
+            quiet: self.quiet,
+            standstill: self.standstill,
+        }
+    }
+}
+
+/// A kind that only the newer of two releases knows.
+pub(crate) const NEW_KIND: &str = "of_the_newer_release";
 
 fn pause(ctx: &Ctx) -> Duration {
     Duration::from_micros(ctx.sim.between(200 * MILLI, 2 * SECOND))
@@ -103,6 +136,13 @@ impl Port for Remote {
     async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError> {
         self.ctx
             .database("force cancel", move |l, now| l.force_cancel(now, epoch, grace))
+            .await
+    }
+
+    async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError> {
+        let limits = limits.clone();
+        self.ctx
+            .database("expire", move |l, now| l.expire(now, epoch, &limits))
             .await
     }
 
@@ -273,8 +313,7 @@ pub(crate) async fn worker(ctx: Ctx, settings: Rc<Settings>) {
     while !soft.is_cancelled() {
         let taken = ctx.instant();
         let (host, ttl) = (ctx.name(), settings.worker_ttl);
-        let slots = settings.classes.iter().map(|c| (*c, settings.slots as u32));
-        let serving = Serving::of_this_release(slots.collect());
+        let serving = settings.serving(ctx.pid);
         let registered = ctx.database("register", move |l, now| {
             Ok(l.register_worker(now, &host, serving, ttl))
         });
@@ -431,17 +470,17 @@ async fn take(worker: &Rc<Worker>, delivery: Delivery, slot: OwnedSemaphorePermi
         attempt: delivery.message.attempt,
     };
     match claim(worker, lease, end).await {
-        Ok((Claimed::Ours, claims)) => {
+        Ok((Claimed::Ours, Some(request))) => {
             ctx.ack(delivery);
             let (worker, token) = (Rc::clone(worker), worker.tasks.token());
             let entered = worker.running.enter(lease.task);
             ctx.spawn(async move {
-                run(&worker, lease, claims, entered).await;
+                run(&worker, lease, request, entered).await;
                 drop((slot, token));
             });
         }
-        Ok((Claimed::Refused, _)) => ctx.ack(delivery),
         Ok((Claimed::WorkerLost, _)) | Err(_) => {}
+        Ok(_) => ctx.ack(delivery),
     }
 }
 
@@ -449,17 +488,16 @@ async fn claim(
     worker: &Worker,
     lease: Lease,
     end: &CancellationToken,
-) -> Result<(Claimed, Vec<Claim>), StoreError> {
+) -> Result<(Claimed, Option<Request>), StoreError> {
     let ctx = &worker.ctx;
     loop {
         if worker.running.contains(lease.task) {
-            return Ok((Claimed::Refused, Vec::new()));
+            return Ok((Claimed::Refused, None));
         }
         let life = worker.life.clone();
         let claim = ctx.database("claim", move |l, now| {
             let claimed = l.claim(now, lease, &life);
-            let claims = l.row(lease.task).map(|r| r.claims.clone()).unwrap_or_default();
-            Ok((claimed, claims))
+            Ok((claimed, l.row(lease.task).map(|r| r.request.clone())))
         });
         match claim.await {
             Err(_) if !end.is_cancelled() => {}
@@ -486,19 +524,78 @@ impl Drop for AtWork<'_> {
     }
 }
 
-async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered): (Stop, Entered)) {
+/// How a run shows that it moves, and that it is at its end; as the worker's report.
+#[derive(Debug, Clone, Default)]
+struct Pulse {
+    beats: Rc<Cell<u64>>,
+    closed: Rc<Cell<bool>>,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        self.beats.set(self.beats.get() + 1);
+    }
+
+    /// Returns when the attempt is over.
+    async fn write_through(&self, ctx: &Ctx, lease: Lease) {
+        let mut written = 0;
+        while !self.closed.get() {
+            ctx.sleep(Duration::from_secs(2)).await;
+            let beats = self.beats.get();
+            if beats == written || self.closed.get() {
+                continue;
+            }
+            let progress = ctx.database("progress", move |l, now| Ok(l.write_progress(now, lease)));
+            match progress.await {
+                Ok(false) if !self.closed.get() => return,
+                Ok(_) => written = beats,
+                Err(_) => {}
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Stops the run when it takes too long or stands still.
+    async fn watch(&self, ctx: &Ctx, limits: Limits, stop: &Stop) {
+        let (mut watch, begun) = (Watch::new(limits), ctx.instant());
+        loop {
+            ctx.sleep(Duration::from_millis(500)).await;
+            let ran = ctx.instant().saturating_duration_since(begun);
+            if let Look::Overran(overrun) = watch.look(ran, self.beats.get()) {
+                stop.stop(StopReason::Overran(overrun));
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+async fn run(worker: &Worker, lease: Lease, request: Request, (stop, _entered): (Stop, Entered)) {
     let ctx = &worker.ctx;
+    let limits = worker.settings.limits(&request.kind);
     ctx.sim.count(|c| c.attempts += 1);
-    ctx.sim
-        .monitor
-        .borrow_mut()
-        .run_begins(ctx.pid, lease.task, lease.attempt, claims);
+    let hangs = ctx.sim.chance(0.03);
+    if hangs {
+        // Nothing that the worker does reaches it; its lease lives on. What it does when it wakes is fenced, not
+        // prevented, so that nobody watches it.
+        ctx.tell(|| format!("run of {} hangs", lease.task));
+        ctx.sleep(Duration::from_micros(ctx.sim.between(SECOND, 400 * SECOND)))
+            .await;
+    } else {
+        let mut monitor = ctx.sim.monitor.borrow_mut();
+        monitor.run_begins(ctx.pid, lease.task, lease.attempt, request.claims);
+    }
+    let pulse = Pulse::default();
     let result = {
         let _at_work = AtWork { ctx, lease };
         tokio::select! {
             biased;
+            result = effect(ctx, lease, &stop, &pulse) => result,
             () = stop.overdue(|| ctx.sleep(worker.settings.worker_grace)) => Err(Fault::Other),
-            result = effect(ctx, lease, &stop) => result,
+            () = pulse.write_through(ctx, lease) => {
+                stop.stop(StopReason::Fenced);
+                Err(Fault::Other)
+            }
+            () = pulse.watch(ctx, limits, &stop) => Err(Fault::Other),
         }
     };
     let Err(fault) = result else { return };
@@ -511,7 +608,7 @@ async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered)
     });
     let end = match decisions::ending(stop.reason(), fault, lease.attempt) {
         Ending::Leave => return,
-        Ending::GiveBack => None,
+        Ending::GiveBack | Ending::Park => None,
         Ending::Cancel => Some(TaskState::Canceled),
         Ending::Fail => Some(TaskState::Error),
     };
@@ -524,7 +621,7 @@ async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered)
             }
         };
         if matches!(written, Ok(()) | Err(StoreError::Fenced { .. }))
-            || stop.reason() == Some(StopReason::LeaseLost)
+            || stop.reason().is_some_and(StopReason::is_final)
         {
             return;
         }
@@ -533,11 +630,21 @@ async fn run(worker: &Worker, lease: Lease, claims: Vec<Claim>, (stop, _entered)
 }
 
 /// The work, in steps that touch what the task holds, then the commit.
-async fn effect(ctx: &Ctx, lease: Lease, stop: &Stop) -> Result<(), Fault> {
+async fn effect(ctx: &Ctx, lease: Lease, stop: &Stop, pulse: &Pulse) -> Result<(), Fault> {
     let sim = &ctx.sim;
     let end = sim.now() + sim.skewed(10 * MILLI, 40 * SECOND);
     let obeys = !sim.chance(0.2);
+    if sim.chance(0.05) {
+        // It stands still, but hears when it is stopped.
+        let still = Duration::from_micros(sim.between(SECOND, 200 * SECOND));
+        tokio::select! {
+            biased;
+            () = stop.stopped() => return Err(Fault::Other),
+            () = ctx.sleep(still) => {}
+        }
+    }
     while sim.now() < end {
+        pulse.beat();
         sim.monitor
             .borrow_mut()
             .touches(sim, ctx.pid, lease.task, lease.attempt);
@@ -552,6 +659,10 @@ async fn effect(ctx: &Ctx, lease: Lease, stop: &Stop) -> Result<(), Fault> {
     if sim.chance(0.05) {
         return Err(Fault::Other);
     }
+    if stop.is_stopped() {
+        return Err(Fault::Other);
+    }
+    pulse.closed.set(true);
     // Its last deed is the commit, which is one step; then it only waits to hear of it.
     sim.monitor
         .borrow_mut()

@@ -108,10 +108,10 @@ async fn end_badly(context: &Context, kind: &TaskKind, error: TaskError) -> Ende
         tracing::warn!(task = %lease.task_id(), now, "this attempt is over; nothing was committed");
         return Ended::Fenced;
     }
-    let fault = if error.is_outage() {
-        Fault::Outage
-    } else {
-        Fault::Other
+    let fault = match &error {
+        TaskError::NotYet { .. } => Fault::NotYet,
+        error if error.is_outage() => Fault::Outage,
+        _ => Fault::Other,
     };
     match decisions::ending(context.stop.reason(), fault, lease.attempt()) {
         Ending::Leave => {
@@ -125,6 +125,18 @@ async fn end_badly(context: &Context, kind: &TaskKind, error: TaskError) -> Ende
             })
             .await;
             Ended::GivenBack
+        }
+        Ending::Park => {
+            let (pause, why) = match &error {
+                TaskError::NotYet { pause, why } => (*pause, why.as_str()),
+                _ => (Duration::ZERO, ""),
+            };
+            tracing::info!(task = %lease.task_id(), ?pause, "parked: {why}");
+            persist(context, |worker, lease| async move {
+                worker.store.park(&lease, pause, why).await
+            })
+            .await;
+            Ended::Parked
         }
         Ending::Cancel => {
             context.report.end_all(StepState::Cancelled, None);

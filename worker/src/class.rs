@@ -127,7 +127,11 @@ fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit,
     let (id, attempt) = (claimed.lease.task_id(), claimed.lease.attempt());
     let entered = worker.running.enter(id);
     let kind = claimed.kind.name();
-    let span = Span::below(claimed.trace.as_ref(), format!("task.run {kind}"), SpanKind::Consumer);
+    let span = Span::below(
+        claimed.trace.as_ref(),
+        format!("task.run {kind}"),
+        SpanKind::Consumer,
+    );
     span.set("task.id", &id);
     span.set("task.attempt", &attempt);
     span.set("task.kind", kind);

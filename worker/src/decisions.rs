@@ -14,6 +14,8 @@ pub enum Fault {
     Fenced,
     /// The database went away.
     Outage,
+    /// It can't go on for a while.
+    NotYet,
     /// Anything else, also that the run was told to stop.
     Other,
 }
@@ -25,6 +27,8 @@ pub enum Ending {
     Leave,
     /// It waits again.
     GiveBack,
+    /// It waits again, from when it can go on.
+    Park,
     /// It ends as canceled.
     Cancel,
     /// It ends in error.
@@ -39,6 +43,7 @@ pub fn ending(reason: Option<StopReason>, fault: Fault, attempt: Attempt) -> End
         (_, Some(StopReason::Canceled)) => Ending::Cancel,
         // It had its time; with another attempt it would only take it again.
         (_, Some(StopReason::Overran(_))) => Ending::Fail,
+        (Fault::NotYet, None) => Ending::Park,
         // Nothing was committed, or the fence refuses to give it back.
         (Fault::Outage, None) if attempt.0 < GIVE_UP_AT => Ending::GiveBack,
         (Fault::Outage | Fault::Other, None) => Ending::Fail,

@@ -1,5 +1,7 @@
 //! What can go wrong in a worker and in a task.
 
+use std::time::Duration;
+
 use pulp_content::ContentError;
 use pulp_liveness::LivenessError;
 use pulp_model::{CodedError, ErrorCode};
@@ -27,6 +29,14 @@ pub(crate) enum TaskError {
     /// The run was told to stop.
     #[error("stopped")]
     Stopped,
+    /// It can't go on for a while, by no fault of anybody here; its worker is given back meanwhile.
+    #[error("{why}; goes on in {} s", pause.as_secs())]
+    NotYet {
+        /// How long.
+        pause: Duration,
+        /// What it waits for.
+        why: String,
+    },
     /// The store; a fenced attempt is one of its errors.
     #[error("the store: {0}")]
     Store(#[from] StoreError),
@@ -66,10 +76,12 @@ impl TaskError {
             Self::Rejected(error) => error.clone(),
             Self::Content(error) => error.coded(),
             Self::Publication(error) => error.coded(),
-            Self::Stopped | Self::Store(_) | Self::Io { .. } | Self::Bug(_) => CodedError::new(
-                ErrorCode::INTERNAL,
-                format!("{self}; see the worker's log, then try again"),
-            ),
+            Self::Stopped | Self::NotYet { .. } | Self::Store(_) | Self::Io { .. } | Self::Bug(_) => {
+                CodedError::new(
+                    ErrorCode::INTERNAL,
+                    format!("{self}; see the worker's log, then try again"),
+                )
+            }
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct Settings {
     pub plugin_defaults: BTreeMap<String, Map<String, Value>>,
     /// Most bytes that an upload may expand to.
     pub max_expanded_bytes: u64,
+    /// Downloads from one host at a time, over all workers; none means as many as the syncs want.
+    pub downloads_per_host: Option<u32>,
     /// Exports for closed networks.
     pub transfer: TransferSettings,
 }

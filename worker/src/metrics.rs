@@ -46,6 +46,8 @@ pub(crate) enum Ended {
     Overran,
     Canceled,
     GivenBack,
+    /// It waits for an upstream that lets it ask no more for now.
+    Parked,
     Fenced,
 }
 
@@ -57,6 +59,7 @@ impl Ended {
             Self::Overran => "overran",
             Self::Canceled => "canceled",
             Self::GivenBack => "given_back",
+            Self::Parked => "parked",
             Self::Fenced => "fenced",
         }
     }
@@ -101,7 +104,7 @@ impl Run {
             .with_label_values(&[self.class.as_str(), how.as_str()])
             .observe(took);
         pulp_trace::note("task.outcome", how.as_str());
-        if !matches!(how, Ended::Well | Ended::Canceled) {
+        if !matches!(how, Ended::Well | Ended::Canceled | Ended::Parked) {
             pulp_trace::note_failure(how.as_str());
         }
     }

@@ -3,11 +3,11 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
-use pulp_model::{RegistryId, TagName};
+use pulp_model::{RegistryId, TagName, budget::Quota};
 use reqwest::{
     Method, Response, StatusCode,
     header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -21,6 +21,7 @@ use crate::{
     counters::{Counters, Purpose},
     error::chain,
     options,
+    quota::{asked_pause, quota},
     scope::{Known, Scopes},
 };
 
@@ -47,6 +48,8 @@ struct Shared {
     counters: Counters,
     /// Nobody asks before this instant: the registry said so to one of us.
     not_before: Mutex<Option<Instant>>,
+    /// What was told about the limit and nobody has taken note of.
+    told: Mutex<Option<Quota>>,
 }
 
 /// A request, as often as it is sent.
@@ -153,6 +156,7 @@ impl Client {
                 scopes: Scopes::default(),
                 counters: Counters::default(),
                 not_before: Mutex::default(),
+                told: Mutex::default(),
             }),
         })
     }
@@ -162,9 +166,39 @@ impl Client {
         self.base.as_str()
     }
 
+    /// The registry's host, with the port unless that is the scheme's own.
+    pub fn host(&self) -> String {
+        let host = self.base.host_str().unwrap_or_default();
+        self.base
+            .port()
+            .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    }
+
     /// What was asked so far, by all clones of this client together.
     pub fn requests(&self) -> Requests {
         self.shared.counters.read()
+    }
+
+    /// What the registry has said about its limit since this was asked last; none if it has answered nothing that
+    /// could tell. Of several answers the sternest.
+    pub fn take_quota(&self) -> Option<Quota> {
+        self.shared
+            .told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Takes note of what an answer says about the registry's limit. Only manifests are limited; of other answers
+    /// it counts that they are refused.
+    fn note_quota(&self, purpose: Purpose, response: &Response) {
+        let told = quota(response.headers(), SystemTime::now());
+        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
+        let is_limited = matches!(purpose, Purpose::Manifest | Purpose::ManifestHead);
+        if refused || (is_limited && (told.is_told() || response.status().is_success())) {
+            let mut last = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(last.map_or(told, |last| last.sterner(told)));
+        }
     }
 
     /// The full name of a repository: Docker Hub keeps those without a namespace under `library/`.
@@ -385,7 +419,9 @@ impl Client {
         if ask.length == Length::Document {
             request = request.timeout(self.shared.options.document_timeout);
         }
-        request.send().await.map_err(|e| transport(ask.url, e))
+        let response = request.send().await.map_err(|e| transport(ask.url, e))?;
+        self.note_quota(ask.purpose, &response);
+        Ok(response)
     }
 
     /// Keeps quiet while the registry wants it.
@@ -513,15 +549,6 @@ async fn checked(response: Response, url: &Url) -> Result<Response> {
             reason,
         },
     })
-}
-
-/// The pause that `Retry-After` asks for: seconds or a date (RFC 9110 section 10.2.3).
-fn asked_pause(text: &str, now: SystemTime) -> Option<Duration> {
-    if let Ok(seconds) = text.trim().parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(text.trim()).ok()?;
-    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// `CODE: message` of an error body as the distribution specification has it; of others the beginning.
@@ -665,16 +692,6 @@ mod tests {
             full("https://registry.docker.io.evil.example", "busybox").0,
             "busybox"
         );
-    }
-
-    #[test]
-    fn a_pause_is_asked_for_in_seconds_or_by_a_date() {
-        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        let asked = |text| asked_pause(text, now).map(|d| d.as_secs());
-        assert_eq!(asked("120"), Some(120));
-        assert_eq!(asked("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
-        assert_eq!(asked("Sun, 06 Nov 1994 08:40:37 GMT"), Some(0));
-        assert_eq!(asked("soon"), None);
     }
 
     #[test]

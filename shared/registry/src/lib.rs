@@ -11,6 +11,7 @@ mod error;
 mod manifests;
 mod options;
 mod pull;
+mod quota;
 mod referrers;
 mod scope;
 

@@ -1,8 +1,9 @@
 //! A worker's side of a task: claim, progress, and the fenced commit of its effect.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ops::{Deref, DerefMut},
+    time::Duration,
 };
 
 use pulp_model::{
@@ -10,11 +11,13 @@ use pulp_model::{
     task::{Owner, TaskKind, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
-    Store, StoreError, Tx,
+    Engine, Store, StoreError, Tx,
+    engine::{assembled, records},
+    leases::micros,
     outbox::Message,
     row,
     schedules::RunEnd,
@@ -71,6 +74,12 @@ pub enum ClaimOutcome {
     Unreadable(String),
 }
 
+/// An end that is all there is of a run.
+pub(crate) struct PlainEnd {
+    lease: TaskLease,
+    progress: String,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -108,16 +117,27 @@ impl DerefMut for FencedTx {
 }
 
 impl Store {
-    /// Turns a grant into a run: `accepted` with this attempt becomes `running`, ours.
-    ///
-    /// Whose answer was lost asks again, and is told that it is theirs: nobody else can have it, and only a worker's
-    /// death would free it. So the worker itself must know which of its claims it runs already.
+    /// Turns a grant into a run; see [`Store::claim_all`].
     pub async fn claim(
         &self,
         id: TaskId,
         attempt: Attempt,
         worker: &Incarnation,
     ) -> Result<ClaimOutcome, StoreError> {
+        let mut outcomes = self.claim_all(&[(id, attempt)], worker).await?;
+        Ok(outcomes.pop().unwrap_or(ClaimOutcome::Refused))
+    }
+
+    /// Turns grants into runs, all in one transaction: `accepted` with this attempt becomes `running`, ours. Gives an
+    /// outcome for each, in their order.
+    ///
+    /// Whose answer was lost asks again, and is told that it is theirs: nobody else can have it, and only a worker's
+    /// death would free it. So the worker itself must know which of its claims it runs already.
+    pub async fn claim_all(
+        &self,
+        grants: &[(TaskId, Attempt)],
+        worker: &Incarnation,
+    ) -> Result<Vec<ClaimOutcome>, StoreError> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
         let alive = tx.locking(
@@ -130,39 +150,120 @@ impl Store {
             .fetch_optional(tx.on())
             .await?;
         let Some(alive) = alive else {
-            return Ok(ClaimOutcome::WorkerLost);
+            return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
         };
-        let sql = "UPDATE tasks SET state = 'running', worker_name = $3, incarnation = $4, started = $5, progressed = $5 \
-                   WHERE task_id = $1 AND attempt = $2 \
-                   AND (state = 'accepted' OR (state = 'running' AND worker_name = $3 AND incarnation = $4)) \
-                   RETURNING kind, kind_name, schema_version, declined, created, traceparent, tracestate";
-        let found = sqlx::query(sql)
-            .bind(id.to_string())
-            .bind(attempt.0)
+        let supports = row::json(&alive, "supports")?;
+        let sql = format!(
+            "UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = $4, progressed = $4 FROM {} \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt \
+             AND (tasks.state = 'accepted' OR (tasks.state = 'running' AND tasks.worker_name = $2 AND tasks.incarnation = $3)) \
+             RETURNING tasks.task_id, kind, kind_name, schema_version, declined, created, traceparent, tracestate",
+            attempts_given(self.engine)
+        );
+        let found = sqlx::query(assembled(sql))
+            .bind(attempts_of(grants))
             .bind(&worker.name.0)
             .bind(worker.id.to_string())
             .bind(now.micros())
-            .fetch_optional(tx.on())
+            .fetch_all(tx.on())
             .await?;
-        let Some(found) = found else {
-            return Ok(ClaimOutcome::Refused);
-        };
-        let kind = match readable(&found, &row::json(&alive, "supports")?)? {
-            Ok(kind) => kind,
-            Err(why) => {
-                tx.decline(id, &why, found.try_get("declined")?, now).await?;
-                tx.commit().await?;
-                return Ok(ClaimOutcome::Unreadable(why));
-            }
-        };
+        let mut outcomes: BTreeMap<TaskId, ClaimOutcome> = BTreeMap::new();
+        for r in &found {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            let kind = match readable(r, &supports)? {
+                Ok(kind) => kind,
+                Err(why) => {
+                    tx.decline(id, &why, r.try_get("declined")?, now).await?;
+                    outcomes.insert(id, ClaimOutcome::Unreadable(why));
+                    continue;
+                }
+            };
+            let attempt = grants.iter().find(|(granted, _)| *granted == id);
+            let Some((_, attempt)) = attempt else { continue };
+            let claimed = ClaimedTask {
+                lease: TaskLease {
+                    task_id: id,
+                    attempt: *attempt,
+                },
+                kind,
+                created: row::instant(r, "created")?,
+                claimed: now,
+                trace: row::trace(r)?,
+            };
+            outcomes.insert(id, ClaimOutcome::Claimed(Box::new(claimed)));
+        }
         tx.commit().await?;
-        Ok(ClaimOutcome::Claimed(Box::new(ClaimedTask {
-            lease: TaskLease { task_id: id, attempt },
-            kind,
-            created: row::instant(&found, "created")?,
-            claimed: now,
-            trace: row::trace(&found)?,
-        })))
+        let of = |(id, _): &(TaskId, Attempt)| outcomes.remove(id).unwrap_or(ClaimOutcome::Refused);
+        Ok(grants.iter().map(of).collect())
+    }
+
+    /// Ends a task well that has no effect but its end, in a transaction shared with others that end at the same time;
+    /// refuses with [`StoreError::Fenced`] as [`Store::begin_fenced`] does.
+    pub async fn finish_without_effect(&self, lease: &TaskLease, progress: &Value) -> Result<(), StoreError> {
+        let end = PlainEnd {
+            lease: lease.clone(),
+            progress: row::to_json(progress),
+        };
+        let store = self.clone();
+        let all = move |ends: Vec<PlainEnd>| {
+            let store = store.clone();
+            async move { store.finish_all(&ends).await }
+        };
+        let answer = self.ends.ask(end, all).await;
+        answer.unwrap_or_else(|| Err(StoreError::NotTogether("the commit was given up".to_owned())))
+    }
+
+    async fn finish_all(&self, ends: &[PlainEnd]) -> Vec<Result<(), StoreError>> {
+        match self.finish_together(ends).await {
+            Ok(finished) => ends
+                .iter()
+                .map(|end| {
+                    if finished.contains(&end.lease.task_id) {
+                        return Ok(());
+                    }
+                    Err(StoreError::Fenced {
+                        task_id: end.lease.task_id,
+                        attempt: end.lease.attempt,
+                        now: "not running as this attempt".to_owned(),
+                    })
+                })
+                .collect(),
+            // Nothing of it is one task's own, so none gains by trying alone.
+            Err(e) => ends.iter().map(|_| Err(e.for_another())).collect(),
+        }
+    }
+
+    /// Gives those that were finished.
+    async fn finish_together(&self, ends: &[PlainEnd]) -> Result<HashSet<TaskId>, StoreError> {
+        let mut tx = self.begin().await?;
+        let now = tx.now().await?;
+        let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
+        // The condition is the fence: it holds the row as an update does, and finds state and attempt as they are then.
+        let sql = format!(
+            "UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = $2, \
+             progress_report = r.progress, spawned_tasks = '[]' FROM {} \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state = 'running' RETURNING tasks.task_id",
+            records(self.engine, &fields)
+        );
+        let rows: Vec<Value> = ends
+            .iter()
+            .map(|end| json!({"id": end.lease.task_id, "attempt": end.lease.attempt, "progress": end.progress}))
+            .collect();
+        let found = sqlx::query(assembled(sql))
+            .bind(Value::Array(rows).to_string())
+            .bind(now.micros())
+            .fetch_all(tx.on())
+            .await?;
+        let finished: Vec<TaskId> = found
+            .iter()
+            .map(|r| row::parsed(r, "task_id"))
+            .collect::<Result<_, _>>()?;
+        tx.count_good_runs(&finished).await?;
+        tx.release_all(&finished).await?;
+        let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
+        tx.tell(now, &messages).await?;
+        tx.commit().await?;
+        Ok(finished.into_iter().collect())
     }
 
     /// Writes a progress report; false if the attempt is over.
@@ -218,10 +319,10 @@ impl Store {
             .await
     }
 
-    /// Gives a task back that can't go on before an instant: until then it holds nothing and others pass it. Why is
-    /// told to those who ask what it waits for. A cancel that was asked for ends it instead.
-    pub async fn park(&self, lease: &TaskLease, until: Timestamp, why: &str) -> Result<(), StoreError> {
-        self.give_back(lease, EventKind::Parked, why, Some(until)).await
+    /// Gives a task back that can't go on for a while: so long it holds nothing and others pass it. Why is told to
+    /// those who ask what it waits for. A cancel that was asked for ends it instead.
+    pub async fn park(&self, lease: &TaskLease, pause: Duration, why: &str) -> Result<(), StoreError> {
+        self.give_back(lease, EventKind::Parked, why, Some(pause)).await
     }
 
     async fn give_back(
@@ -229,7 +330,7 @@ impl Store {
         lease: &TaskLease,
         event: EventKind,
         why: &str,
-        until: Option<Timestamp>,
+        pause: Option<Duration>,
     ) -> Result<(), StoreError> {
         let mut fenced = self.begin_fenced(lease).await?;
         let id = lease.task_id;
@@ -246,10 +347,10 @@ impl Store {
             return fenced.tx.commit().await;
         }
         fenced.take_back(id, event, why, now).await?;
-        if let Some(until) = until {
+        if let Some(pause) = pause {
             sqlx::query("UPDATE tasks SET not_before = $2 WHERE task_id = $1")
                 .bind(id.to_string())
-                .bind(until.micros())
+                .bind(now.plus_micros(micros(pause)).micros())
                 .execute(fenced.on())
                 .await?;
         }
@@ -258,6 +359,19 @@ impl Store {
             .await?;
         fenced.tx.commit().await
     }
+}
+
+/// Attempts of tasks as [`records`].
+fn attempts_given(engine: Engine) -> String {
+    records(engine, &[("id", "text"), ("attempt", "bigint")])
+}
+
+fn attempts_of(attempts: &[(TaskId, Attempt)]) -> String {
+    let rows = attempts
+        .iter()
+        .map(|(id, attempt)| json!({"id": id, "attempt": attempt}))
+        .collect();
+    Value::Array(rows).to_string()
 }
 
 /// What the worker is to do, or why it can't.
@@ -337,6 +451,7 @@ impl FencedTx {
             owner: Owner::from_stored(found.try_get::<String, _>("owner")?),
             group_id: found.try_get("group_id")?,
             parent: Some(parent),
+            trace: None,
         };
         let id = self.tx.submit(&submission).await?;
         self.spawned.push(id);

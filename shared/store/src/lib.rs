@@ -9,6 +9,7 @@ mod error;
 mod migrate;
 mod patience;
 mod row;
+mod together;
 
 pub mod attempts;
 pub mod cancel;

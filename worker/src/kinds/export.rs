@@ -4,7 +4,7 @@ mod oci;
 
 use std::{
     fs::File,
-    io::{BufWriter, ErrorKind, Write as _},
+    io::{BufWriter, ErrorKind, Read, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -136,7 +136,10 @@ impl Part {
                 EntrySource::File { path: content, size } => {
                     let open =
                         File::open(&content).map_err(TaskError::io(format!("open {}", content.display())))?;
-                    tar.append_file(&path, open, size).map_err(fault)?;
+                    let moving = Moving { inner: open, step, stop };
+                    tar.append_file(&path, moving, size).map_err(|e| {
+                        if stop.is_stopped() { TaskError::Stopped } else { fault(e) }
+                    })?;
                 }
             }
             // The report counts units, as that of a publish does; a unit has several members.
@@ -174,6 +177,24 @@ impl Part {
                 .into();
         }
         TaskError::io(format!("write {target}"))(e)
+    }
+}
+
+/// A file on its way into the tar: a large one shows that the export moves, and hears of a stop.
+struct Moving<'a> {
+    inner: File,
+    step: &'a StepHandle,
+    stop: &'a Stop,
+}
+
+impl Read for Moving<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.is_stopped() {
+            return Err(ErrorKind::Other.into());
+        }
+        let n = self.inner.read(buffer)?;
+        self.step.beat();
+        Ok(n)
     }
 }
 

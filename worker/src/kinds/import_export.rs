@@ -29,7 +29,9 @@ use pulp_store::{
     distributors::NewDistributor,
     repositories::{NewRepository, Repository},
 };
-use pulp_transfer::{Carried, Contents, Export, ExportManifest, ManifestEntry, TransferError, TrustedKeys, import_path};
+use pulp_transfer::{
+    Carried, Contents, Export, ExportManifest, ManifestEntry, TransferError, TrustedKeys, import_path,
+};
 use serde_json::{Map, json};
 
 use super::{Context, publish::blocking, sync, unknown_repository};
@@ -68,7 +70,9 @@ pub(crate) async fn run(context: &Context, request: &Request<'_>) -> Result<(), 
     let metadata = context
         .report
         .step("import_metadata", "Reading the manifest of the export.", 1);
-    let blobs = context.report.step("import_blobs", "Verifying and storing blobs.", 0);
+    let blobs = context
+        .report
+        .step("import_blobs", "Verifying and storing blobs.", 0);
     let save = context.report.step("import_save", "Saving units.", 1);
 
     metadata.begin();
@@ -211,7 +215,11 @@ struct BlobsRead {
 }
 
 /// Reads what is not here yet; of an export whose parts are not all here, what lies in those that are.
-async fn read_blobs(context: &Context, export: &Arc<Export>, step: &StepHandle) -> Result<BlobsRead, TaskError> {
+async fn read_blobs(
+    context: &Context,
+    export: &Arc<Export>,
+    step: &StepHandle,
+) -> Result<BlobsRead, TaskError> {
     let content = &context.worker.content;
     let mut wanted = Vec::new();
     for blob in &export.manifest.carried {
@@ -336,7 +344,11 @@ fn storing(error: ContentError) -> TaskError {
 }
 
 /// The units that the export makes, each manifest read again from its own bytes.
-async fn units(context: &Context, repo: &RepositoryId, manifest: &ExportManifest) -> Result<Vec<Unit>, TaskError> {
+async fn units(
+    context: &Context,
+    repo: &RepositoryId,
+    manifest: &ExportManifest,
+) -> Result<Vec<Unit>, TaskError> {
     let contents = &manifest.contents;
     let mut manifests = Vec::with_capacity(contents.manifests.len());
     for entry in &contents.manifests {
@@ -450,5 +462,6 @@ async fn create(
 }
 
 fn distributor_id(text: &str) -> Result<DistributorId, TaskError> {
-    text.parse().map_err(|_| TaskError::Bug(format!("{text} is no id")))
+    text.parse()
+        .map_err(|_| TaskError::Bug(format!("{text} is no id")))
 }

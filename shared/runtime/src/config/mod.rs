@@ -7,6 +7,7 @@
 mod check;
 mod deadlines;
 mod load;
+mod sync;
 mod token;
 mod transfer;
 mod value;
@@ -23,6 +24,7 @@ use url::Url;
 
 pub use deadlines::DeadlinesConfig;
 pub use load::{ConfigError, Fault, Sources};
+pub use sync::SyncConfig;
 pub use token::{TokenChallenge, TokenConfig};
 pub use transfer::TransferConfig;
 pub use value::{ConnectionUrl, Secret};
@@ -47,6 +49,8 @@ pub struct Config {
     pub crane: CraneConfig,
     /// `[token]`: tokens for clients that pull from protected repositories.
     pub token: TokenConfig,
+    /// `[sync]`: what syncs may take of the registries they fetch from.
+    pub sync: SyncConfig,
     /// `[transfer]`: exports for closed networks.
     pub transfer: TransferConfig,
     /// `[log]`: what is logged, and how.

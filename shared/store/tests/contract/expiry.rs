@@ -114,7 +114,8 @@ async fn a_run_whose_effect_is_being_committed_is_left_alone(bed: &Bed) {
     let late = bed.running(epoch, &worker, &delete("a")).await;
     tick(bed).await;
     let effect = bed.begin_fenced(&late.lease).await.unwrap();
-    let expired = tokio::time::timeout(Duration::from_secs(5), bed.expire(epoch, &limits(BLINK, None)));
+    let limits = limits(BLINK, None);
+    let expired = tokio::time::timeout(Duration::from_secs(5), bed.expire(epoch, &limits));
     assert_eq!(expired.await.unwrap().unwrap(), []);
     finish(effect).await;
     assert_eq!(bed.task_of(late.lease.task_id()).await.state, TaskState::Finished);

@@ -26,8 +26,8 @@ use pulp_store::{
     repositories::Repository,
 };
 use pulp_transfer::{
-    Base, BlobSource, Contents, ExportManifest, ExportProgress, ExportedRepository, MANIFEST_FILE, SigningKey, Target,
-    TransferError, Wanted,
+    Base, BlobSource, Contents, ExportManifest, ExportProgress, ExportedRepository, MANIFEST_FILE,
+    SigningKey, Target, TransferError, Wanted,
 };
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
@@ -294,7 +294,9 @@ impl Place {
         if taken {
             return Err(TransferError::Target {
                 path: self.target.display().to_string(),
-                reason: "it holds files and is no export; name a new directory, or one with an earlier export".to_owned(),
+                reason:
+                    "it holds files and is no export; name a new directory, or one with an earlier export"
+                        .to_owned(),
             });
         }
         Ok(())
