@@ -15,10 +15,7 @@ use crate::{
 };
 
 pub(crate) fn routes() -> Routes {
-    Routes::default().at(
-        "/repositories/{repo}/actions/import_export/",
-        post(import_export),
-    )
+    Routes::default().at("/repositories/{repo}/actions/import_export/", post(import_export))
 }
 
 /// Imports the export at `path`, below the folder of imports. With `create` the repository need not be there. Whether
@@ -64,19 +61,34 @@ mod tests {
         let path = "/repositories/r/actions/import_export/";
         let id = api.post(path, &json!({"path": "r-1"})).await.task();
         let task = api.get(&format!("/tasks/{id}/")).await.body;
-        assert_eq!(task["tags"], json!(["pulp:repository:r", "pulp:action:import_export"]));
+        assert_eq!(
+            task["tags"],
+            json!(["pulp:repository:r", "pulp:action:import_export"])
+        );
         let new = "/repositories/new/actions/import_export/";
-        api.post(new, &json!({"path": "r-1", "create": true})).await.task();
+        api.post(new, &json!({"path": "r-1", "create": true}))
+            .await
+            .task();
         for (path, body, status, code) in [
             (new, json!({"path": "r-1"}), 404, "PLP0009"),
             (path, json!({}), 400, "PLP0016"),
             (path, json!({"path": 5}), 400, "PLP0015"),
             (path, json!({"path": "r-1", "create": "perhaps"}), 400, "PLP0015"),
             (path, json!({"path": "r-1", "allow": true}), 400, "PLP0017"),
-            ("/repositories/-!/actions/import_export/", json!({"path": "x", "create": true}), 400, "PLP0015"),
+            (
+                "/repositories/-!/actions/import_export/",
+                json!({"path": "x", "create": true}),
+                400,
+                "PLP0015",
+            ),
         ] {
             let reply = api.post(path, &body).await;
-            assert_eq!((reply.status.as_u16(), reply.code()), (status, code), "{path} {body}: {}", reply.body);
+            assert_eq!(
+                (reply.status.as_u16(), reply.code()),
+                (status, code),
+                "{path} {body}: {}",
+                reply.body
+            );
         }
     }
 }

@@ -6,7 +6,9 @@ mod metrics;
 mod plugins;
 mod roles;
 mod services;
+mod signing_key;
 mod standalone;
+mod tokens;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -29,6 +31,8 @@ enum Command {
     Demo(demo::Options),
     /// Bring the database to this release's schema, and make the first user
     ManageDb(manage_db::Options),
+    /// Make the key that signs exports, if there is none, and print its public key
+    SigningKey(signing_key::Options),
     /// Serve the REST API
     Api(RoleOptions),
     /// Lock repositories and grant tasks; one of these leads, the others stand by
@@ -78,6 +82,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Standalone(options) => standalone::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::ManageDb(options) => manage_db::run(options).await,
+        Command::SigningKey(options) => signing_key::run(&options),
         Command::Api(options) => role(roles::Role::Api, &options).await,
         Command::ResourceManager(options) => role(roles::Role::ResourceManager, &options).await,
         Command::Worker(options) => role(roles::Role::Worker, &options).await,

@@ -1,5 +1,6 @@
 //! The command tree and its options, named as in Pulp's client.
 
+mod auth;
 mod transfer;
 mod values;
 
@@ -14,6 +15,7 @@ use crate::{
     criteria::{CriteriaArgs, Pair, UnitCriteriaArgs, instant, pair},
 };
 
+pub(crate) use auth::{Auth, Right, Rights, Robot, User};
 pub(crate) use transfer::{Export, ExportArgs, Import, ImportArgs};
 
 /// Manages the repositories of a Pulp server.
@@ -76,6 +78,9 @@ pub(crate) enum Command {
     /// list, inspect and cancel tasks
     #[command(subcommand)]
     Tasks(Tasks),
+    /// users and robots
+    #[command(subcommand)]
+    Auth(Auth),
 }
 
 #[derive(Debug, Subcommand)]
@@ -97,6 +102,12 @@ pub(crate) enum DockerRepo {
     List(ListArgs),
     /// point a tag to a manifest or a manifest list
     Tag(TagArgs),
+    /// let a user or a robot pull while the repository is protected
+    Grant(Right),
+    /// take the right to pull away
+    Revoke(Right),
+    /// list who may pull while the repository is protected
+    Rights(Rights),
     /// list a repository's images (the name of "search image" before 2.0)
     Images(SearchArgs),
     /// content search commands
@@ -138,7 +149,7 @@ pub(crate) struct Settings {
     /// base url of the published files; the server's own if not given
     #[arg(long, value_name = "URL", value_parser = values::text, help_heading = "Publishing")]
     pub(crate) redirect_url: Option<Value>,
-    /// whether Crane asks clients for an entitlement
+    /// whether Crane asks clients for an entitlement or a token
     #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Publishing")]
     pub(crate) protected: Option<Value>,
     /// the name by which clients pull, for example pulpdemo/busybox
@@ -590,7 +601,12 @@ pub(crate) struct TaskArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
     /// id of the task; what it made, such as the publishes after a sync, is canceled with it
-    #[arg(long, value_name = "ID", required_unless_present = "group_id", conflicts_with = "group_id")]
+    #[arg(
+        long,
+        value_name = "ID",
+        required_unless_present = "group_id",
+        conflicts_with = "group_id"
+    )]
     pub(crate) task_id: Option<String>,
     /// id of a group of tasks
     #[arg(long, value_name = "ID")]

@@ -1,5 +1,6 @@
 //! The commands, one module a section of the tree.
 
+mod auth;
 mod history;
 mod login;
 mod publish;
@@ -141,6 +142,7 @@ async fn execute(cli: Cli, io: &Io, mut screen: Screen) -> Result<Exit, AdminErr
         Command::Repo(Repo::History(History::Publish(args))) => history::publish(&app, &args).await,
         Command::Repo(Repo::History(History::Sync(args))) => history::sync(&app, &args).await,
         Command::Tasks(command) => tasks::run(&app, command).await,
+        Command::Auth(command) => auth::run(&app, command).await,
     };
     match ended {
         Ok(()) => Ok(Exit::Success),
@@ -157,6 +159,9 @@ async fn docker(app: &App, command: DockerRepo) -> Result<(), Stop> {
         DockerRepo::Delete(args) => repo::delete(app, &args).await,
         DockerRepo::List(args) => repo::list(app, &args, repo::Scope::Docker).await,
         DockerRepo::Tag(args) => tag::run(app, &args).await,
+        DockerRepo::Grant(args) => auth::right(app, &args, true).await,
+        DockerRepo::Revoke(args) => auth::right(app, &args, false).await,
+        DockerRepo::Rights(args) => auth::rights(app, &args).await,
         DockerRepo::Images(args) => search::images(app, &args).await,
         DockerRepo::Search(command) => search::run(app, command).await,
         DockerRepo::Uploads(command) => uploads::run(app, command).await,

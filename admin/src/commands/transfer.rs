@@ -116,7 +116,9 @@ mod tests {
             "base": {"repository_version": 3}, "blobs": 2, "bytes": 10, "parts": [{}], "signed_by": "sha256:1"}});
         assert_eq!(
             exported(&result).as_deref(),
-            Some("Version 7 since version 3 lies in /x/r-7-since-3: 2 blobs, 10 bytes in 1 parts; signed by sha256:1.")
+            Some(
+                "Version 7 since version 3 lies in /x/r-7-since-3: 2 blobs, 10 bytes in 1 parts; signed by sha256:1."
+            )
         );
         assert_eq!(exported(&json!({"export_file": "/x.tar"})), None);
     }
