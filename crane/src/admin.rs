@@ -49,10 +49,10 @@ pub(crate) fn answer(call: &Call, tables: &Tables, path: &str) -> Response {
     } else {
         shown_v1(tables, viewer, all)
             .map(|(id, r)| {
-                let ids = image_ids(r);
+                let tags: BTreeMap<&str, &str> = r.images.tags().collect();
                 (
                     id,
-                    json!({ "image_ids": ids, "protected": r.protected, "tags": r.tags }),
+                    json!({ "image_ids": r.images.ids(), "protected": r.protected, "tags": tags }),
                 )
             })
             .collect()
@@ -78,10 +78,6 @@ fn shown_v2<'a>(
     shown.map(|(id, r)| (id.as_str(), &**r))
 }
 
-fn image_ids(repo: &V1Repo) -> Vec<&str> {
-    repo.images.iter().filter_map(|i| i.get("id")?.as_str()).collect()
-}
-
 /// Writes to a text can't fail.
 macro_rules! put {
     ($page:expr, $($text:tt)*) => {
@@ -94,7 +90,7 @@ fn page_v1(tables: &Tables, viewer: &Viewer, all: bool) -> String {
     for (id, repo) in shown_v1(tables, viewer, all) {
         repository(&mut page, id, repo.protected);
         put!(page, "<table><tr><th>Tag</th><th>Image Id</th></tr>\n");
-        for (tag, image) in &repo.tags {
+        for (tag, image) in repo.images.tags() {
             put!(
                 page,
                 "<tr><td>{}</td><td>{}</td></tr>\n",

@@ -65,7 +65,7 @@ pub(crate) async fn results(tables: &Tables, viewer: &Viewer, term: &str) -> Vec
             found_by(
                 &wanted,
                 name,
-                repo.tags.keys().map(String::as_str),
+                repo.images.tags().map(|(tag, _)| tag),
                 &BTreeMap::new(),
             ),
         ) {

@@ -1,5 +1,7 @@
 //! `/v1/`: the registry API of docker before 1.6, read-only.
 
+use std::collections::BTreeMap;
+
 use axum::response::Response;
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use serde_json::json;
@@ -94,15 +96,17 @@ fn repository(app: &App, call: &Call, tables: &Tables, path: &str) -> Option<Res
         return Some(with_endpoints(
             app,
             call,
-            http_api::json(StatusCode::OK, &repo.images),
+            http_api::bytes(StatusCode::OK, "application/json", repo.images.to_json()),
         ));
     }
     if let Some(repo) = path.strip_suffix("/tags").and_then(find) {
-        return Some(http_api::json(StatusCode::OK, &repo.tags));
+        let tags: BTreeMap<&str, &str> = repo.images.tags().collect();
+        return Some(http_api::json(StatusCode::OK, &tags));
     }
     let (before, tag) = path.rsplit_once('/')?;
     let repo = before.strip_suffix("/tags").and_then(find)?;
-    repo.tags.get(tag).map(|id| http_api::json(StatusCode::OK, id))
+    let id = repo.images.tag(tag);
+    id.map(|id| http_api::json(StatusCode::OK, &id))
 }
 
 /// Where the client is to fetch images: the configured endpoint, or where it asked.
@@ -153,13 +157,13 @@ pub(crate) async fn send_image(
     file: &'static str,
 ) -> Result<Option<Response>, FileGone> {
     // The id is one of the redirect file's; that it names a folder right below is all that is left to check.
-    let plain = |id: &&String| {
+    let plain = |id: &&str| {
         !id.is_empty()
             && id
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    let (Some(web), Some(id)) = (&repo.web, repo.image_ids.get(image_id).filter(plain)) else {
+    let (Some(web), Some(id)) = (&repo.web, repo.images.get(image_id).filter(plain)) else {
         return Ok(None);
     };
     let answer = FileAnswer {

@@ -18,6 +18,7 @@ use super::{
     gather::IndexFile,
     scan::{self, FileState, Stamp},
     tables::{Tables, V1Repo, V2Content, V2Repo},
+    v1_images::V1Images,
 };
 use crate::{CraneConfig, Mode};
 
@@ -235,15 +236,7 @@ impl Loader {
                 let web = content_dir(self.content_v1.as_deref(), &redirect.repository)
                     .or_else(|| beside.is_dir().then_some(beside));
                 Ok(Loaded::V1(Arc::new(V1Repo {
-                    image_ids: images
-                        .iter()
-                        .filter_map(|i| Some(i.get("id")?.as_str()?.to_owned()))
-                        .collect(),
-                    images,
-                    tags: tags
-                        .into_iter()
-                        .filter_map(|(tag, id)| Some((tag, id?)))
-                        .collect(),
+                    images: V1Images::new(images, &tags),
                     registry_id: redirect.registry_id,
                     repository: redirect.repository,
                     url: redirect.url,

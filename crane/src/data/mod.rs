@@ -7,6 +7,7 @@ mod load;
 mod scan;
 mod tables;
 mod tags;
+mod v1_images;
 
 pub(crate) use holdings::{Folder, Held, Holdings, TagTargets};
 pub(crate) use load::Loader;

@@ -1,16 +1,15 @@
 //! The tables: every published repository by the name that clients use.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::Arc,
 };
 
 use pulp_publication::redirect::Variants;
-use serde_json::{Map, Value};
 use tokio::sync::OnceCell;
 
-use super::Holdings;
+use super::{Holdings, v1_images::V1Images};
 use crate::clients::Viewer;
 
 /// A repository with v1 content.
@@ -23,12 +22,7 @@ pub(crate) struct V1Repo {
     /// Base url, ends with `/`.
     pub(crate) url: String,
     pub(crate) protected: bool,
-    /// As the redirect file lists them.
-    pub(crate) images: Vec<Map<String, Value>>,
-    /// Ids of `images`.
-    pub(crate) image_ids: HashSet<String>,
-    /// Tag to image id.
-    pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) images: V1Images,
     /// Directory with a directory an image, if the content is here.
     pub(crate) web: Option<PathBuf>,
 }
@@ -99,8 +93,6 @@ impl V2Repo {
 pub(crate) struct Tables {
     pub(crate) v1: BTreeMap<String, Arc<V1Repo>>,
     pub(crate) v2: BTreeMap<String, Arc<V2Repo>>,
-    /// v1 repositories that hold an image, by name.
-    images: HashMap<String, Vec<Arc<V1Repo>>>,
     v1_by_repository: HashMap<String, Arc<V1Repo>>,
     v2_by_repository: HashMap<String, Arc<V2Repo>>,
     /// Whether credentials can be of any use.
@@ -109,15 +101,8 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(v1: BTreeMap<String, Arc<V1Repo>>, v2: BTreeMap<String, Arc<V2Repo>>) -> Self {
-        let mut images: HashMap<String, Vec<Arc<V1Repo>>> = HashMap::new();
-        for repo in v1.values() {
-            for id in &repo.image_ids {
-                images.entry(id.clone()).or_default().push(Arc::clone(repo));
-            }
-        }
         Self {
             any_protected: v1.values().any(|r| r.protected) || v2.values().any(|r| r.protected),
-            images,
             v1_by_repository: v1
                 .values()
                 .map(|r| (r.repository.clone(), Arc::clone(r)))
@@ -152,11 +137,11 @@ impl Tables {
     }
 
     /// The first repository, by name, that holds the image and may be seen; open ones first, so that a certificate
-    /// is looked at only if it matters.
+    /// is looked at only if it matters. Each is asked: a table of all images would be made anew with each publication.
     pub(crate) fn with_image(&self, image_id: &str, viewer: &Viewer) -> Option<&Arc<V1Repo>> {
-        let holding = self.images.get(image_id)?;
-        let open = holding.iter().find(|r| !r.protected);
-        open.or_else(|| holding.iter().find(|r| r.shown_to(viewer)))
+        let holding = || self.v1.values().filter(|r| r.images.get(image_id).is_some());
+        let open = holding().find(|r| !r.protected);
+        open.or_else(|| holding().find(|r| r.shown_to(viewer)))
     }
 }
 

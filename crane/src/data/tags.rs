@@ -21,7 +21,7 @@ struct Row {
 }
 
 impl Tags {
-    /// Of names in any order, each once. Names of more than four gigabytes are cut off.
+    /// Of names in order, each once. Names of more than four gigabytes are cut off.
     pub(super) fn new<'a>(tags: impl Iterator<Item = (&'a str, Targets)>) -> Self {
         let (mut names, mut rows) = (String::new(), Vec::new());
         for (name, targets) in tags {
@@ -37,7 +37,8 @@ impl Tags {
         }
     }
 
-    fn name(&self, row: usize) -> &str {
+    /// A name by its place among the sorted ones.
+    pub(super) fn name(&self, row: usize) -> &str {
         let end = |row: usize| self.rows.get(row).and_then(|r| usize::try_from(r.end).ok());
         let begin = row.checked_sub(1).and_then(end).unwrap_or(0);
         end(row)
@@ -46,16 +47,27 @@ impl Tags {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<Targets> {
+        self.rows.get(self.place(name)?).map(|row| row.targets)
+    }
+
+    /// The place of a name among the sorted ones.
+    pub(super) fn place(&self, name: &str) -> Option<usize> {
         let (mut low, mut high) = (0, self.rows.len());
         while low < high {
             let middle = low.midpoint(high);
             match self.name(middle).cmp(name) {
-                std::cmp::Ordering::Equal => return self.rows.get(middle).map(|row| row.targets),
+                std::cmp::Ordering::Equal => return Some(middle),
                 std::cmp::Ordering::Less => low = middle + 1,
                 std::cmp::Ordering::Greater => high = middle,
             }
         }
         None
+    }
+
+    /// The names in order, with what they name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, Targets)> {
+        let rows = self.rows.iter().enumerate();
+        rows.map(|(place, row)| (self.name(place), row.targets))
     }
 
     /// The names in order.
