@@ -20,7 +20,7 @@ use axum::{
     routing::post,
 };
 use base64::{Engine as _, engine::general_purpose};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use pulp_model::Login;
 use pulp_store::users::{SUPER_USERS, User};
 use serde_json::json;
@@ -86,9 +86,10 @@ fn operation(method: &Method, path: &str) -> &'static str {
     }
 }
 
+const UNREADABLE: &str = "the Authorization header is neither Basic nor Bearer credentials";
+
 async fn authenticate(app: &ApiState, headers: &HeaderMap) -> Result<User, ApiError> {
     const NONE: &str = "no credentials were sent; log in, or send HTTP Basic credentials";
-    const UNREADABLE: &str = "the Authorization header is neither Basic nor Bearer credentials";
     let Some(header) = headers.get(header::AUTHORIZATION) else {
         return Err(ApiError::Unauthenticated(NONE));
     };
@@ -103,17 +104,27 @@ async fn authenticate(app: &ApiState, headers: &HeaderMap) -> Result<User, ApiEr
             "the session is over or was never opened; log in again",
         ));
     }
+    let (login, password) = basic(header)?;
+    check_password(app, &login, &password).await
+}
+
+/// Login and password of HTTP Basic credentials.
+pub(crate) fn basic(header: &HeaderValue) -> Result<(String, String), ApiError> {
+    let unreadable = || ApiError::Unauthenticated(UNREADABLE);
+    let text = header.to_str().map_err(|_| unreadable())?;
+    let (scheme, rest) = text.trim().split_once(' ').ok_or_else(unreadable)?;
     if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(ApiError::Unauthenticated(UNREADABLE));
+        return Err(unreadable());
     }
-    let credentials = general_purpose::STANDARD
-        .decode(rest.trim())
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok())
-        .ok_or(ApiError::Unauthenticated(UNREADABLE))?;
-    let (login, password) = credentials
-        .split_once(':')
-        .ok_or(ApiError::Unauthenticated(UNREADABLE))?;
+    let bytes = general_purpose::STANDARD.decode(rest.trim()).ok();
+    let credentials = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    let credentials = credentials.ok_or_else(unreadable)?;
+    let (login, password) = credentials.split_once(':').ok_or_else(unreadable)?;
+    Ok((login.to_owned(), password.to_owned()))
+}
+
+/// The user with this login and password.
+pub(crate) async fn check_password(app: &ApiState, login: &str, password: &str) -> Result<User, ApiError> {
     let user = match login.parse::<Login>() {
         Ok(login) => app.store.user(&login).await?,
         Err(_) => None,

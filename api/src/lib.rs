@@ -30,7 +30,6 @@ mod tasks;
 mod tokens;
 mod trace;
 mod transfers;
-mod trace;
 mod units;
 mod uploads;
 mod users;

@@ -193,10 +193,38 @@ impl Api {
         assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.body);
     }
 
-    /// Gives a repository its next version with these units, as an import would.
-    pub(crate) async fn add_units(&self, repo: &str, units: &[pulp_model::unit::Unit]) {
+    /// The status alone, for answers that are none of Pulp's.
+    pub(crate) async fn status_of(&self, request: Request<Body>) -> u16 {
+        self.router
+            .clone()
+            .oneshot(request)
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
+    }
+
+    /// Notes that the repository's distributor `web` was published under a name, as a publish would.
+    pub(crate) async fn published(&self, repo: &str, name: &pulp_model::RegistryId) {
+        let (repo, web) = (repo.parse().unwrap(), "web".parse().unwrap());
+        let mut fenced = self.fenced(&repo).await;
+        let published = pulp_store::distributors::PublishedAs {
+            fingerprint: "f",
+            registry_id: Some(name),
+            version: pulp_model::VersionNumber(0),
+            id: None,
+        };
+        fenced.set_published(&repo, &web, &published).await.unwrap();
+        fenced
+            .finish(&Outcome::Finished(json!({})), &json!({}))
+            .await
+            .unwrap();
+    }
+
+    /// What a running task may change content by.
+    async fn fenced(&self, repo: &pulp_model::RepositoryId) -> pulp_store::FencedTx {
         let kind = pulp_model::task::TaskKind::ImportUpload {
-            repo_id: repo.parse().unwrap(),
+            repo_id: repo.clone(),
             upload_id: pulp_model::UploadId::new(),
             unit_type_id: "docker_image".to_owned(),
             unit_key: serde_json::Map::new(),
@@ -207,7 +235,12 @@ impl Api {
         let id = tx.enqueue(&kind).await.unwrap();
         tx.commit().await.unwrap();
         let lease = self.claimed(id).await;
-        let mut fenced = self.store.begin_fenced(&lease).await.unwrap();
+        self.store.begin_fenced(&lease).await.unwrap()
+    }
+
+    /// Gives a repository its next version with these units, as an import would.
+    pub(crate) async fn add_units(&self, repo: &str, units: &[pulp_model::unit::Unit]) {
+        let mut fenced = self.fenced(&repo.parse().unwrap()).await;
         let repo = repo.parse().unwrap();
         fenced.commit_version(&repo, units).await.unwrap().unwrap();
         fenced

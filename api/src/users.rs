@@ -20,7 +20,7 @@ use crate::{
 pub(crate) fn routes() -> Routes {
     Routes::default()
         .at("/users/", get(list).post(create))
-        .at("/users/{login}/", get(read).put(update))
+        .at("/users/{login}/", get(read).put(update).delete(delete))
 }
 
 /// What [`ensure_first_user`] found or did.
@@ -168,6 +168,24 @@ async fn update(
     tx.commit().await?;
     tracing::info!(login = %user.login, "password changed");
     Ok(replies::ok(&views::user(&user)))
+}
+
+/// Deletes a user with sessions and rights. The last super-user stays: nobody could log in to make another.
+async fn delete(State(app): State<App>, Segments(login): Segments<String>) -> Reply {
+    let user = find(&app.store, &login).await?;
+    let is_super = |user: &User| user.roles.iter().any(|role| role == SUPER_USERS);
+    let supers = app.store.users().await?.iter().filter(|u| is_super(u)).count();
+    if is_super(&user) && supers < 2 {
+        return Err(ApiError::invalid(
+            "login",
+            format!("{login} is the last member of {SUPER_USERS}; make another one first"),
+        ));
+    }
+    let mut tx = app.store.begin().await?;
+    tx.delete_user(&user.login).await?;
+    tx.commit().await?;
+    tracing::info!(login = %user.login, "user deleted");
+    Ok(replies::ok(&serde_json::Value::Null))
 }
 
 #[cfg(test)]

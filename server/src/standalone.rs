@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{manage_db::ADMIN, metrics, roles, services::Services};
+use crate::{manage_db::ADMIN, metrics, roles, services::Services, tokens};
 
 /// Options of `pulp standalone`.
 #[derive(Debug, clap::Args)]
@@ -100,6 +100,7 @@ impl Standalone {
             // Crane serves these paths itself; there is nobody else.
             config.server.redirect_base = Some(Url::parse(&format!("http://{crane}/pulp/docker/"))?);
         }
+        tokens::make_keys(&mut config)?;
         metrics::serve(&config, shutdown.soft().clone()).await?;
         let services = Services::open(config, "standalone").await?;
         services.database.store.migrate().await?;
@@ -177,8 +178,13 @@ fn start_roles(services: &Services, api: TcpListener, crane: TcpListener, shutdo
         Box::pin(async move { roles::api(&services, api, stop).await })
     });
     role("crane", {
-        let (config, stop) = (roles::crane_config(&services.config), soft());
-        Box::pin(async move { Ok(pulp_crane::run(config, crane, stop).await?) })
+        let (services, stop) = (services.clone(), soft());
+        Box::pin(async move {
+            let config = roles::crane_config(&services.config);
+            // Clients that came to Crane get their tokens there: they need not reach the API.
+            let tokens = pulp_api::token_router(roles::api_state(&services)?);
+            Ok(pulp_crane::run_beside(tokens, config, crane, stop).await?)
+        })
     });
     role("resource-manager", {
         let (services, stop) = (services.clone(), soft());

@@ -18,6 +18,7 @@ pub(super) fn findings(config: &Config) -> Vec<Finding> {
     server(config, &mut demand);
     tasks(config, &mut demand);
     tracing(config, &mut demand);
+    super::token::check(config, &mut demand);
     if let Err(e) = crate::telemetry::filter(&config.log.level) {
         demand(false, "log.level", e.to_string());
     }

@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use super::{Config, ConnectionUrl, Secret, check};
 
 /// Sections, and those within a section. A variable's name is split by the longest that fits.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "database",
     "broker",
     "content",
@@ -24,6 +24,7 @@ const SECTIONS: [&str; 13] = [
     "tasks.deadlines",
     "tasks.slots",
     "crane",
+    "token",
     "log",
     "metrics",
     "tracing",
