@@ -7,6 +7,8 @@ mod clients;
 mod exclusion;
 mod faults;
 mod main_job;
+mod observability;
+mod otlp;
 mod recovery;
 mod roles;
 mod schedules;

@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use super::{Config, ConnectionUrl, Secret, check};
 
 /// Sections, and those within a section. A variable's name is split by the longest that fits.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "database",
     "broker",
     "content",
@@ -24,6 +24,7 @@ const SECTIONS: [&str; 14] = [
     "tasks.deadlines",
     "tasks.slots",
     "crane",
+    "transfer",
     "token",
     "log",
     "metrics",

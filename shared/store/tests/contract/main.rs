@@ -25,6 +25,7 @@ mod server;
 mod tasks;
 mod timeline;
 mod trace;
+mod transfers;
 mod upstreams;
 mod users_and_uploads;
 mod versions;
