@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pulp_model::{
-    TaskId, WorkerName,
+    TaskId, Timestamp, WorkerName,
     task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
     wait::{Contender, Parked, Service, Situation, Subject},
 };
@@ -51,7 +51,7 @@ impl Store {
         let task = &situation.task;
         if task.state == TaskState::Waiting && !task.claims.is_empty() {
             situation.contenders = holders(&mut tx, task).await?;
-            let (before, count) = line(&mut tx, task).await?;
+            let (before, count) = line(&mut tx, task, now).await?;
             situation.contenders.extend(before);
             situation.before_on_resources = count;
         }
@@ -82,7 +82,9 @@ async fn subject(
     let sql = "SELECT resource, exclusive FROM task_resources WHERE task_id = $1 ORDER BY resource";
     let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(&mut **tx).await?;
     let claims = rows.iter().map(claim).collect::<Result<_, _>>()?;
-    let sql = "SELECT at, event, detail FROM task_events WHERE task_id = $1 ORDER BY at DESC LIMIT 1";
+    // Why it waits again, if it does: what ended its last attempt.
+    let sql = "SELECT at, event, detail FROM task_events WHERE task_id = $1 AND event NOT IN ('granted', 'claimed') \
+               ORDER BY at DESC LIMIT 1";
     let event = sqlx::query(sql)
         .bind(id.to_string())
         .fetch_optional(&mut **tx)
@@ -144,16 +146,19 @@ async fn holders(tx: &mut Transaction<'static, Any>, task: &Subject) -> Result<V
 async fn line(
     tx: &mut Transaction<'static, Any>,
     task: &Subject,
+    now: Timestamp,
 ) -> Result<(Vec<Contender>, u64), StoreError> {
     let before = format!(
         "FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
-         WHERE t.state = 'waiting' AND (t.created < $1 OR (t.created = $1 AND t.task_id < $2)) AND r.resource IN ({})",
-        placeholders(3, task.claims.len())
+         WHERE t.state = 'waiting' AND (t.created < $1 OR (t.created = $1 AND t.task_id < $2)) \
+         AND (t.steps_aside = 0 OR t.not_before <= $3) AND r.resource IN ({})",
+        placeholders(4, task.claims.len())
     );
     let sql = assembled(format!("SELECT COUNT(DISTINCT t.task_id) AS n {before}"));
     let mut query = sqlx::query(sql)
         .bind(task.created.micros())
-        .bind(task.id.to_string());
+        .bind(task.id.to_string())
+        .bind(now.micros());
     for claim in &task.claims {
         query = query.bind(claim.resource.as_str());
     }
@@ -164,7 +169,8 @@ async fn line(
     ));
     let mut query = sqlx::query(sql)
         .bind(task.created.micros())
-        .bind(task.id.to_string());
+        .bind(task.id.to_string())
+        .bind(now.micros());
     for claim in &task.claims {
         query = query.bind(claim.resource.as_str());
     }

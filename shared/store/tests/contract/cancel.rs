@@ -105,7 +105,7 @@ async fn a_tree_is_canceled_with_all_that_its_tasks_made(bed: &Bed) {
     // The granted one holds nothing any more, and the resource manager hears of both.
     assert_eq!(bed.number("SELECT COUNT(*) FROM reservations").await, 1);
     for id in expected {
-        let told = format!("SELECT COUNT(*) FROM outbox WHERE body LIKE '%ended%{id}%'");
+        let told = format!("SELECT COUNT(*) FROM outbox WHERE body LIKE '%{id}%' AND body LIKE '%ended%'");
         assert_eq!(bed.number(&told).await, 1);
     }
     // It stands for no later request.

@@ -17,6 +17,7 @@ contract!(
     a_granted_task_waits_for_a_slot,
     a_kind_that_no_live_worker_reads_says_so,
     a_declined_grant_is_parked_with_its_reason,
+    what_was_put_off_says_until_when_and_why,
     who_runs_or_has_ended_waits_for_nothing,
     an_unknown_task_has_no_situation,
 );
@@ -162,6 +163,24 @@ async fn a_declined_grant_is_parked_with_its_reason(bed: &Bed) {
         [Reason::Parked(until, Parked::Declined(why))] => {
             assert!(*until > situation.now);
             assert!(why.contains("schema version 7"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn what_was_put_off_says_until_when_and_why(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = serve(bed, TaskClass::Interactive, 4).await;
+    let task = bed.running(epoch, &worker, &delete("r")).await;
+    bed.park(&task.lease, LONG, "the registry wants a pause")
+        .await
+        .unwrap();
+    relayed(bed).await;
+    let situation = bed.situation(task.lease.task_id()).await.unwrap().unwrap();
+    match &explain(&situation).reasons[..] {
+        [Reason::Parked(until, Parked::PutOff(Some(why)))] => {
+            assert!(*until > situation.now);
+            assert_eq!(why, "the registry wants a pause");
         }
         other => panic!("{other:?}"),
     }
