@@ -63,6 +63,7 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
             // The first sweep comes at once and builds the table.
             _ = sweep.tick() => {
                 let done = leader.sweep(queues_are_empty(broker).await).await;
+                leader.show();
                 if let Err(e) = metrics::read_figures(leader.ledger).await {
                     tracing::debug!(error = %e, "figures not read");
                 }
@@ -256,6 +257,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         let Capacity { now, serving } = self.ledger.capacity().await?;
         self.pace.serve(serving);
         self.now = now;
+        metrics::clock(now);
         let freed: Vec<LiveTask> = self
             .held_back
             .values()
@@ -297,10 +299,25 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 .map(|(id, _)| id)
                 .collect();
             metrics::granted(granted.len());
+            live.iter()
+                .filter(|t| granted.contains(&t.id))
+                .for_each(metrics::waited);
             // Canceled or put off in between: it holds nothing, and may have let others go.
             let passed_over: Vec<TaskId> = admitted.into_iter().filter(|id| !granted.contains(id)).collect();
             self.look_at(&passed_over).await?;
         }
+    }
+
+    /// Shows what the table knows: nothing is counted for it in the database.
+    fn show(&self) {
+        metrics::show(&self.table, |class| {
+            let mut held = metrics::HeldBack::default();
+            for task in self.held_back.values().filter(|t| t.class == class) {
+                held.parked += usize::from(!self.table.knows(task.id));
+                held.unserved += usize::from(task.not_before.is_none_or(|at| at <= self.now));
+            }
+            held
+        });
     }
 
     /// Takes tasks from dead workers and ends those that don't stop, or go on for too long.

@@ -73,6 +73,7 @@ pub struct LockTable {
     /// Eligible tasks that may go but for room in their class.
     ready: [Rotation; TaskClass::ALL.len()],
     admitted: [usize; TaskClass::ALL.len()],
+    known: [usize; TaskClass::ALL.len()],
     weights: Arc<BTreeMap<String, u32>>,
 }
 
@@ -216,6 +217,7 @@ impl LockTable {
                 stage: Stage::Waiting,
             },
         );
+        self.known[waiter.class as usize] += 1;
         self.candidates.insert(place);
     }
 
@@ -237,6 +239,7 @@ impl LockTable {
                 stage: Stage::Admitted,
             },
         );
+        self.known[waiter.class as usize] += 1;
         self.take(waiter.class, waiter.claims);
     }
 
@@ -247,6 +250,7 @@ impl LockTable {
         };
         let place = (entry.created, id);
         self.candidates.remove(&place);
+        self.known[entry.class as usize] -= 1;
         match entry.stage {
             Stage::Admitted => self.admitted[entry.class as usize] -= 1,
             Stage::Ready => self.ready[entry.class as usize].remove(&entry.owner, &place),
@@ -290,6 +294,18 @@ impl LockTable {
     /// How many tasks of a class hold their resources.
     pub const fn admitted_in(&self, class: TaskClass) -> usize {
         self.admitted[class as usize]
+    }
+
+    /// How many tasks of a class wait, for whatever.
+    pub const fn waiting_in(&self, class: TaskClass) -> usize {
+        self.known[class as usize] - self.admitted[class as usize]
+    }
+
+    /// Tasks of a class that wait for room alone, as of the last [`admit`](Self::admit): how many, and when the oldest
+    /// was made.
+    pub fn runnable_in(&self, class: TaskClass) -> (usize, Option<Timestamp>) {
+        let ready = &self.ready[class as usize];
+        (ready.len(), ready.oldest().map(|place| place.0))
     }
 
     /// Whether a task waits or holds here.
@@ -650,6 +666,25 @@ mod tests {
         }
         let next = table.admit(100, room(4));
         assert!(theirs.iter().all(|id| next.contains(id)), "{next:?}");
+    }
+
+    #[test]
+    fn what_lacks_room_alone_is_told_apart_from_what_waits_for_its_resources() {
+        let (a, b) = ([Claim::exclusive(ResourceKey::from_stored("a"))], [Claim::exclusive(ResourceKey::from_stored("b"))]);
+        let mut table = LockTable::default();
+        let first = TaskId::new();
+        table.wait(&waiter(first, 3, &a));
+        table.wait(&waiter(TaskId::new(), 4, &a));
+        table.wait(&waiter(TaskId::new(), 5, &b));
+        table.admit(9, Room::default());
+        let class = TaskClass::Import;
+        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (3, (2, Some(Timestamp(3)))));
+        assert_eq!(table.admit(1, Room::UNBOUNDED), [first]);
+        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (2, (1, Some(Timestamp(5)))));
+        table.forget(first);
+        table.admit(9, Room::default());
+        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (2, (2, Some(Timestamp(4)))));
+        assert_eq!(table.runnable_in(TaskClass::Sync), (0, None));
     }
 
     #[test]

@@ -73,6 +73,22 @@ impl Rotation {
         Some(place)
     }
 
+    /// How many tasks there are.
+    pub fn len(&self) -> usize {
+        self.owners.values().map(|turn| turn.tasks.len()).sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// The oldest task of all owners.
+    pub fn oldest(&self) -> Option<Place> {
+        let oldest = self.owners.values().filter_map(|turn| turn.tasks.first());
+        oldest.min().copied()
+    }
+
     fn leave(&mut self, owner: &Arc<str>) {
         let Some(turn) = self.owners.remove(owner) else {
             return;

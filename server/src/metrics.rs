@@ -12,6 +12,8 @@ pub(crate) async fn serve(config: &Config, stop: CancellationToken) -> anyhow::R
         return Ok(());
     };
     let listener = bind(address, "metrics.listen").await?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "figures are served");
     let router = Router::new()
         .route("/metrics", get(figures))
         .route("/livez", get(|| async { "ok\n" }));

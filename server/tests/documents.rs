@@ -75,6 +75,37 @@ fn every_link_of_the_documents_leads_somewhere() {
     assert_eq!(dead, Vec::<String>::new());
 }
 
+/// Names of figures, which all begin alike, in a text.
+fn figures(text: &str) -> BTreeSet<String> {
+    let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let words = text.split(|c: char| !is_name(c));
+    let figure = |word: &&str| word.starts_with("pulp_") && word.matches('_').count() >= 2;
+    words.filter(figure).map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn every_figure_is_in_the_guide_and_every_alert_is_of_one() {
+    let mut told = BTreeSet::new();
+    for source in files(".rs") {
+        let text = fs::read_to_string(source).unwrap();
+        // `registered_metric!(register_…!("pulp_…", …))`
+        for registered in text.split("registered_metric!(register_").skip(1) {
+            told.extend(registered.split('"').nth(1).map(ToOwned::to_owned));
+        }
+    }
+    assert!(told.len() >= 20, "{told:?}");
+    let guide = figures(&fs::read_to_string(root().join("docs/observability.md")).unwrap());
+    let absent: Vec<&String> = told.difference(&guide).collect();
+    assert_eq!(absent, Vec::<&String>::new(), "left out of docs/observability.md");
+    let invented: Vec<&String> = guide.difference(&told).collect();
+    assert_eq!(invented, Vec::<&String>::new(), "in docs/observability.md only");
+    let alerts = figures(&fs::read_to_string(root().join("deploy/prometheus-alerts.yml")).unwrap());
+    for name in &alerts {
+        let of_histogram = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
+        assert!(told.contains(name) || of_histogram.is_some_and(|n| told.contains(n)), "{name}");
+    }
+}
+
 #[test]
 fn every_test_that_the_architecture_names_is_there() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();

@@ -39,7 +39,7 @@ pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _enter
         started: Timestamp::now(),
         begun: Instant::now(),
     };
-    tracing::info!(task = %lease.task_id(), attempt = %lease.attempt(), kind = kind.task_type(), "running");
+    tracing::info!(task = %lease.task_id(), task_type = kind.task_type(), "running");
     let figures = metrics::Run::begin(&kind);
     let limits = worker.limits(&kind);
     let result = tokio::select! {

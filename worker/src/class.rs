@@ -139,7 +139,7 @@ fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit,
     span.set("pulp.worker", &worker.incarnation.name);
     // Of the highest level, so that no filter takes it from the lines of the run.
     let lines = tracing::error_span!(
-        "run", task_id = %id, %attempt, kind, trace_id = %span.place().trace_id()
+        "run", task_id = %id, attempt = attempt.0, kind, trace_id = %span.place().trace_id()
     );
     let run = async move {
         span.run(attempt::run(worker, claimed, entered)).await;

@@ -20,10 +20,13 @@ use pulp_store::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod metrics;
 pub mod presence;
 mod trust;
 
 pub use trust::Trust;
+
+use metrics::Figures;
 
 /// What a renewal said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,7 @@ impl Keeper {
         };
         let (lost, stop) = (keeper.lost.clone(), keeper.stop.clone());
         let database = database.clone();
+        let figures = Figures::of(name);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -72,7 +76,7 @@ impl Keeper {
             .spawn(move || {
                 runtime.block_on(async {
                     tokio::select! {
-                        () = keep(&database, ttl, taken, renew) => lost.cancel(),
+                        () = keep(&database, ttl, taken, renew, &figures) => lost.cancel(),
                         () = stop.cancelled() => {}
                     }
                 });
@@ -122,7 +126,7 @@ pub enum LivenessError {
 }
 
 /// Renews until the lease is lost or its trust has ended.
-async fn keep<F>(database: &Database, ttl: Duration, taken: Instant, renew: F)
+async fn keep<F>(database: &Database, ttl: Duration, taken: Instant, renew: F, figures: &Figures)
 where
     F: Fn(Store) -> RenewFuture,
 {
@@ -142,19 +146,26 @@ where
         let begun = Instant::now();
         let answer = tokio::time::timeout_at(trust.until().into(), renew(store.clone())).await;
         match answer {
-            Ok(Ok(Renewal::Held)) => trust.renewed(begun, Instant::now()),
+            Ok(Ok(Renewal::Held)) => {
+                let now = Instant::now();
+                figures.held(trust.until(), now);
+                trust.renewed(begun, now);
+            }
             Ok(Ok(Renewal::Lost)) => {
+                figures.lost();
                 tracing::warn!("the lease is another's now");
                 return;
             }
             Ok(Err(e)) => {
                 tracing::warn!(error = %e, "a renewal failed; trying again");
+                figures.failed();
                 trust.failed(Instant::now());
             }
             Err(_) => {}
         }
         if trust.is_over(Instant::now()) {
             tracing::warn!("no renewal in time; the lease can't be trusted any more");
+            figures.lost();
             return;
         }
     }

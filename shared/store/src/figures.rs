@@ -10,12 +10,12 @@ use sqlx::Row as _;
 
 use crate::{Store, StoreError, tasks::state};
 
-/// Live tasks of one class and state.
+/// Tasks of one class and state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LiveFigures {
     /// The class.
     pub class: TaskClass,
-    /// Waiting, accepted or running.
+    /// Accepted or running.
     pub state: TaskState,
     /// How many.
     pub count: i64,
@@ -32,12 +32,15 @@ pub struct OutboxFigures {
     pub lag: Duration,
 }
 
+/// The outbox is counted up to here.
+const COUNTED: i64 = 100_000;
+
 impl Store {
-    /// Live tasks by class and state. The cost grows with what is live, not with history.
+    /// Granted and running tasks by class and state. The cost grows with what workers hold, whatever waits.
     pub async fn live_figures(&self) -> Result<Vec<LiveFigures>, StoreError> {
         let now = self.now().await?;
         let sql = "SELECT class, state, COUNT(*) AS n, MIN(created) AS oldest FROM tasks \
-                   WHERE state IN ('waiting', 'accepted', 'running') GROUP BY class, state";
+                   WHERE state IN ('accepted', 'running') GROUP BY class, state";
         let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
         rows.iter()
             .map(|r| {
@@ -54,14 +57,30 @@ impl Store {
             .collect()
     }
 
-    /// What waits in the outbox.
+    /// How long the oldest waiting task has waited; zero if none waits. One look into an index.
+    pub async fn oldest_waiting(&self) -> Result<Duration, StoreError> {
+        let now = self.now().await?;
+        let sql = "SELECT created FROM tasks WHERE state = 'waiting' ORDER BY created LIMIT 1";
+        let found = sqlx::query(sql).fetch_optional(&self.pool).await?;
+        found.map_or(Ok(Duration::ZERO), |r| {
+            Ok(since(Timestamp(r.try_get("created")?), now))
+        })
+    }
+
+    /// What waits in the outbox, counted up to 100,000.
     pub async fn outbox_figures(&self) -> Result<OutboxFigures, StoreError> {
         let now = self.now().await?;
-        let sql = "SELECT COUNT(*) AS n, COALESCE(MIN(created), $1) AS oldest FROM outbox";
-        let found = sqlx::query(sql).bind(now.micros()).fetch_one(&self.pool).await?;
+        let sql = "SELECT COUNT(*) AS n FROM (SELECT 1 AS one FROM outbox LIMIT $1) AS counted";
+        let depth = sqlx::query(sql).bind(COUNTED).fetch_one(&self.pool).await?;
+        // Ids grow with time.
+        let sql = "SELECT created FROM outbox ORDER BY id LIMIT 1";
+        let oldest = sqlx::query(sql).fetch_optional(&self.pool).await?;
+        let lag = oldest.map_or(Ok(Duration::ZERO), |r| {
+            Ok::<_, StoreError>(since(Timestamp(r.try_get("created")?), now))
+        })?;
         Ok(OutboxFigures {
-            depth: found.try_get("n")?,
-            lag: since(Timestamp(found.try_get("oldest")?), now),
+            depth: depth.try_get("n")?,
+            lag,
         })
     }
 }

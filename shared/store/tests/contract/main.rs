@@ -11,6 +11,7 @@ mod attempts;
 mod cancel;
 mod concurrency;
 mod expiry;
+mod figures;
 mod file;
 mod grants;
 mod leases;
