@@ -226,7 +226,7 @@ impl Store {
         let sql = tx.locking(
             "SELECT t.task_id, t.lost, t.restartable, t.worker_name, t.cancel_requested FROM tasks t WHERE t.state = 'running' \
              AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.name = t.worker_name AND w.incarnation = t.incarnation AND w.expires >= $1) \
-             FOR UPDATE",
+             FOR UPDATE SKIP LOCKED",
         );
         let rows = sqlx::query(sql).bind(now.micros()).fetch_all(tx.on()).await?;
         let mut revoked = Vec::new();
@@ -269,7 +269,7 @@ impl Store {
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
         let sql = tx.locking(
-            "SELECT task_id FROM tasks WHERE state = 'running' AND cancel_requested < $1 FOR UPDATE",
+            "SELECT task_id FROM tasks WHERE state = 'running' AND cancel_requested < $1 FOR UPDATE SKIP LOCKED",
         );
         let before = now.plus_micros(-micros(grace)).micros();
         let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pulp_model::Epoch;
 use sqlx::Row as _;
 
-use crate::{Store, StoreError, Tx};
+use crate::{Engine, Store, StoreError, Tx};
 
 impl Store {
     /// Takes the lease of `role` if nobody holds a live one; `None` if somebody does.
@@ -75,9 +75,16 @@ impl Store {
 
 impl Tx {
     /// Refuses to go on unless `epoch` is the current one of `role`. The row lock makes a take-over wait until
-    /// this transaction ends: a check that only reads lets stale commits through.
+    /// this transaction ends: a check that only reads lets stale commits through. PostgreSQL ends the transaction if
+    /// nothing comes for two seconds, so that a leader that was cut off in its middle doesn't hold up its successor.
     pub(crate) async fn require_epoch(&mut self, role: &str, epoch: Epoch) -> Result<(), StoreError> {
-        let sql = self.locking("SELECT epoch FROM leases WHERE role = $1 FOR SHARE");
+        let sql = match self.engine {
+            Engine::Postgres => {
+                "SELECT epoch, set_config('idle_in_transaction_session_timeout', '2000', true) AS idle \
+                 FROM leases WHERE role = $1 FOR SHARE"
+            }
+            Engine::Sqlite => "SELECT epoch FROM leases WHERE role = $1",
+        };
         let found = sqlx::query(sql).bind(role).fetch_optional(self.on()).await?;
         let current: Option<i64> = found.map(|r| r.try_get("epoch")).transpose()?;
         if current == Some(epoch.0) {
@@ -90,4 +97,36 @@ impl Tx {
 
 pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn a_leader_that_falls_silent_in_mid_transaction_holds_up_its_successor_for_seconds_only() {
+        let url = pulp_testkit::shared_postgres()
+            .unwrap()
+            .create_database("silent_leader")
+            .unwrap();
+        let store = Store::connect(&url, 4).await.unwrap();
+        store.migrate().await.unwrap();
+        let lease = Duration::from_millis(10);
+        let epoch = store.acquire_lease("r", "one", lease).await.unwrap().unwrap();
+        let mut silent = store.begin().await.unwrap();
+        silent.require_epoch("r", epoch).await.unwrap();
+        let take_over = async {
+            loop {
+                if let Ok(Some(next)) = store.acquire_lease("r", "two", lease).await {
+                    return next;
+                }
+            }
+        };
+        let next = tokio::time::timeout(Duration::from_secs(8), take_over)
+            .await
+            .unwrap();
+        assert!(next > epoch);
+        silent.commit().await.unwrap_err();
+    }
 }

@@ -7,7 +7,7 @@ use pulp_model::{
     task::{Claim, ResourceKey, TaskState},
 };
 use pulp_store::{
-    ClaimOutcome, StoreError,
+    ClaimOutcome, Engine, StoreError,
     attempts::Outcome,
     grants::{Grant, ROLE, Revoked},
     tasks::CancelOutcome,
@@ -38,7 +38,7 @@ contract!(
     another_incarnation_of_the_name_loses_the_old_ones_tasks,
     a_live_workers_tasks_are_not_revoked,
     rows_of_workers_long_dead_go,
-    a_revoke_waits_for_an_open_effect_and_finds_it_done,
+    a_revoke_passes_over_an_open_effect_that_then_is_done,
     a_task_that_does_not_stop_in_time_is_ended,
     the_gauge_of_violations_counts_what_must_not_be,
 );
@@ -420,7 +420,7 @@ async fn rows_of_workers_long_dead_go(bed: &Bed) {
     assert_eq!(bed.known_workers().await.unwrap()[0].name, kept.name);
 }
 
-async fn a_revoke_waits_for_an_open_effect_and_finds_it_done(bed: &Bed) {
+async fn a_revoke_passes_over_an_open_effect_that_then_is_done(bed: &Bed) {
     let epoch = bed.lead().await;
     let worker = bed.worker(LONG).await;
     let task = bed.running(epoch, &worker, &delete("r")).await;
@@ -428,13 +428,23 @@ async fn a_revoke_waits_for_an_open_effect_and_finds_it_done(bed: &Bed) {
     let fenced = bed.begin_fenced(&task.lease).await.unwrap();
     let store = bed.store.clone();
     let revoke = tokio::spawn(async move { store.revoke_lost(epoch, 3).await });
-    assert_still_waits(&revoke).await;
-    fenced
-        .finish(&Outcome::Finished(json!("done")), &json!({}))
-        .await
-        .unwrap();
-    let revoked = tokio::time::timeout(PATIENCE, revoke).await.unwrap().unwrap();
-    assert_eq!(revoked.unwrap(), []);
+    if bed.store.engine() == Engine::Postgres {
+        // It doesn't wait: one effect that hangs would hold up what all other dead workers held.
+        let revoked = tokio::time::timeout(PATIENCE, revoke).await.unwrap().unwrap();
+        assert_eq!(revoked.unwrap(), []);
+        fenced
+            .finish(&Outcome::Finished(json!("done")), &json!({}))
+            .await
+            .unwrap();
+    } else {
+        // There is one writer.
+        fenced
+            .finish(&Outcome::Finished(json!("done")), &json!({}))
+            .await
+            .unwrap();
+        let revoked = tokio::time::timeout(PATIENCE, revoke).await.unwrap().unwrap();
+        assert_eq!(revoked.unwrap(), []);
+    }
     assert_eq!(bed.task_of(task.lease.task_id()).await.state, TaskState::Finished);
 }
 
