@@ -68,6 +68,20 @@ const NEVER_AT_THE_END: &[(&str, &str)] = &[
          AND a.accepted < b.finished AND b.accepted < a.finished",
     ),
     (
+        "a slot of a schedule that is none, or was fired too early",
+        "SELECT f.schedule_id, f.slot, f.fired FROM schedule_fires f JOIN schedules s ON s.schedule_id = f.schedule_id \
+         WHERE f.slot < s.first_run OR f.slot > f.fired",
+    ),
+    (
+        "an error without a code",
+        "SELECT task_id, error FROM tasks WHERE state = 'error' AND COALESCE(error::json ->> 'code', '') = ''",
+    ),
+    (
+        "a version made while its task did not hold the repository",
+        "SELECT v.repo_id, v.number, t.task_id FROM repository_versions v JOIN tasks t ON t.task_id = v.task_id \
+         WHERE v.number > 0 AND (v.created < t.accepted OR v.created > t.finished)",
+    ),
+    (
         "a reservation is left",
         "SELECT task_id, resource FROM reservations",
     ),

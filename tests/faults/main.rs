@@ -62,12 +62,16 @@ fn whatever_fails_every_task_ends_once_and_nothing_is_done_twice() -> Result<()>
     let seed = number("PULP_FAULTS_SEED").unwrap_or(of_now);
     let seconds = number("PULP_FAULTS_SECONDS").unwrap_or(180);
     println!("PULP_FAULTS_SEED={seed} PULP_FAULTS_SECONDS={seconds}");
+    let loud = std::env::var_os("PULP_FAULTS_LOUD").is_some();
     let mut nodes = Nodes::start(MANAGERS, WORKERS)?;
-    let run = Run::new(std::env::var_os("PULP_FAULTS_LOUD").is_some());
+    let run = Run::new(loud);
     let ended = suffer(&run, &mut nodes, seed, seconds);
-    if ended.is_err() || !run.violations().is_empty() {
-        println!("{}", run.time_line());
+    let wrong = ended.is_err() || !run.violations().is_empty();
+    if wrong || loud {
         println!("logs: {}", nodes.keep_logs(seed)?.display());
+    }
+    if wrong {
+        println!("{}", run.time_line());
         println!(
             "again: PULP_FAULTS_SEED={seed} PULP_FAULTS_SECONDS={seconds} cargo test -p pulp-tests --test faults"
         );
@@ -248,6 +252,10 @@ fn report(run: &Run, nodes: &Nodes) {
         "SELECT 'tasks in all', count(*) FROM tasks",
         "SELECT 'attempts in all', sum(attempt) FROM tasks",
         "SELECT 'versions made', count(*) FROM repository_versions WHERE number > 0",
+        "SELECT 'slots of schedules fired', count(*) FROM schedule_fires",
+        "SELECT 'seconds from a task''s making to its end, median', \
+         round(percentile_cont(0.5) WITHIN GROUP (ORDER BY finished - created) / 1000000) FROM tasks",
+        "SELECT 'seconds from a task''s making to its end, longest', round(max(finished - created) / 1000000.0) FROM tasks",
     ] {
         match nodes.cluster.sql(sql) {
             Ok(rows) => rows
