@@ -8,7 +8,8 @@ use std::{collections::HashMap, time::Duration};
 
 use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
-    task::{Claim, TaskClass, TaskKind, TaskState},
+    deadline::{Deadline, Deadlines, HardLimits},
+    task::{Claim, Owner, TaskClass, TaskKind, TaskState},
 };
 use pulp_store::{
     ClaimOutcome, Store, StoreError, TaskLease,
@@ -19,7 +20,7 @@ use pulp_store::{
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use serde_json::{Map, Value, json};
 
-use crate::ledger::{Claimed, Heartbeat, Lease, Ledger, Life, Mutation, Queue};
+use crate::ledger::{Claimed, Heartbeat, Lease, Ledger, Life, Mutation, Queue, Request};
 
 /// No test outlives it.
 const LONG: Duration = Duration::from_mins(10);
@@ -72,7 +73,7 @@ impl Both {
         let mut tx = self.store.begin().await.unwrap();
         let theirs = tx.enqueue(&kind).await.unwrap();
         tx.commit().await.unwrap();
-        let ours = self.ledger.enqueue(self.now, kind.class(), kind.claims());
+        let ours = self.ledger.enqueue(self.now, request(&kind));
         assert!(
             self.tasks.iter().all(|t| t.1 != theirs),
             "two requests share a task"
@@ -117,8 +118,11 @@ impl Both {
         (ours, theirs)
     }
 
-    async fn register(&mut self, ttl: Duration) -> (Answer, Answer) {
-        let serving = Serving::of_this_release([(TaskClass::Interactive, 2)].into());
+    async fn register(&mut self, ttl: Duration, publishes: bool) -> (Answer, Answer) {
+        let mut serving = Serving::of_this_release([(TaskClass::Interactive, 2)].into());
+        if !publishes {
+            serving.supports.remove("publish");
+        }
         let theirs = self
             .store
             .register_serving("worker", "w", "h", true, ttl, &serving)
@@ -161,7 +165,7 @@ impl Both {
             }
             ClaimOutcome::Refused => Claimed::Refused,
             ClaimOutcome::WorkerLost => Claimed::WorkerLost,
-            ClaimOutcome::Unreadable(why) => panic!("{why}"),
+            ClaimOutcome::Unreadable(_) => Claimed::Unreadable,
         };
         let lease = Lease {
             task: our_id,
@@ -236,6 +240,25 @@ impl Both {
         (ours.map_err(|e| fault(&e)), theirs.map_err(|e| fault(&e)))
     }
 
+    async fn expire(&mut self, epoch: Epoch, limits: &HardLimits) -> (Answer, Answer) {
+        let sorted = |mut ids: Vec<usize>| {
+            ids.sort_unstable();
+            format!("expired {ids:?}")
+        };
+        let theirs = self.store.expire(epoch, limits).await;
+        let theirs = theirs.map(|ids| sorted(ids.iter().map(|id| self.theirs(*id)).collect()));
+        let ours = self.ledger.expire(self.now, epoch, limits);
+        let ours = ours.map(|ids| sorted(ids.iter().map(|id| self.ours(*id)).collect()));
+        (ours.map_err(|e| fault(&e)), theirs.map_err(|e| fault(&e)))
+    }
+
+    async fn progress(&mut self, task: usize, lease: &TaskLease) -> (Answer, Answer) {
+        let theirs = self.store.write_progress(lease, &json!({})).await.unwrap();
+        let lease = self.our_lease(task, lease);
+        let ours = self.ledger.write_progress(self.now, lease);
+        (Ok(ours.to_string()), Ok(theirs.to_string()))
+    }
+
     async fn resend(&mut self, epoch: Epoch, older_than: Duration) -> (Answer, Answer) {
         let theirs = self.store.resend_unclaimed(epoch, older_than).await;
         let ours = self.ledger.resend_unclaimed(self.now, epoch, older_than);
@@ -287,12 +310,34 @@ impl Both {
         let live = self.store.live_tasks().await.unwrap();
         let theirs: Vec<_> = live
             .iter()
-            .map(|t| (self.theirs(t.id), t.state, t.attempt, t.class, t.claims.clone()))
+            .map(|t| {
+                let request = (t.class, t.kind_name.clone(), t.schema_version, t.owner.clone());
+                let waits = t.not_before.is_some();
+                (
+                    self.theirs(t.id),
+                    t.state,
+                    t.attempt,
+                    request,
+                    waits,
+                    t.claims.clone(),
+                )
+            })
             .collect();
         let ours = self.ledger.live_tasks();
         let ours: Vec<_> = ours
             .iter()
-            .map(|t| (self.ours(t.id), t.state, t.attempt, t.class, t.claims.clone()))
+            .map(|t| {
+                let request = (t.class, t.kind_name.clone(), t.schema_version, t.owner.clone());
+                let waits = t.not_before.is_some();
+                (
+                    self.ours(t.id),
+                    t.state,
+                    t.attempt,
+                    request,
+                    waits,
+                    t.claims.clone(),
+                )
+            })
             .collect();
         assert_eq!(ours, theirs, "live tasks after\n{}", told());
         self.compare_lines(&live, story).await;
@@ -338,6 +383,33 @@ impl Both {
         theirs.sort();
         ours.sort();
         assert_eq!(ours, theirs, "messages after\n{}", told());
+    }
+}
+
+/// What a client asks for who asks for this kind.
+fn request(kind: &TaskKind) -> Request {
+    Request {
+        class: kind.class(),
+        kind: kind.name().to_owned(),
+        version: kind.schema_version(),
+        owner: Owner::system(),
+        claims: kind.claims(),
+    }
+}
+
+/// All runs are beyond them, those of one kind are, or those without progress, or none.
+fn some_limits(rng: &mut SmallRng) -> HardLimits {
+    let mut deadlines = Deadlines::of_this_release(LONG);
+    for kind in ["publish", "update_importer"] {
+        if rng.random_bool(0.3) {
+            let (soft, hard) = (Duration::ZERO, BLINK);
+            deadlines.set(kind, Deadline { soft, hard });
+        }
+    }
+    let still = if rng.random_bool(0.3) { BLINK * 3 } else { LONG };
+    HardLimits {
+        deadlines,
+        without_progress: rng.random_bool(0.5).then_some(still),
     }
 }
 
@@ -403,7 +475,7 @@ async fn both_answer_the_same(store: Store, seed: u64, mutation: Mutation) -> Ha
             (keys[at].0, both.leases[&keys[at]].clone())
         });
         let state = [TaskState::Finished, TaskState::Error, TaskState::Canceled][rng.random_range(0..3)];
-        let choice = rng.random_range(0..100);
+        let choice = rng.random_range(0..110);
         let (call, (ours, theirs)) = match (choice, task, worker, lease) {
             (0..20, ..) => {
                 let kind = some_kind(&mut rng, n);
@@ -432,8 +504,15 @@ async fn both_answer_the_same(store: Store, seed: u64, mutation: Mutation) -> Ha
             }
             (28..45, Some(_), ..) => {
                 let count = rng.random_range(1..4);
+                // The two clocks don't agree on when a pause is over.
+                let pauses = |n: &usize| {
+                    both.ledger
+                        .row(both.tasks[*n].0)
+                        .is_some_and(|r| r.not_before.is_some())
+                };
                 let chosen: Vec<usize> = (0..count)
                     .map(|_| rng.random_range(0..both.tasks.len()))
+                    .filter(|n| !pauses(n))
                     .collect();
                 (
                     format!("grant {chosen:?} under {epoch}"),
@@ -442,7 +521,11 @@ async fn both_answer_the_same(store: Store, seed: u64, mutation: Mutation) -> Ha
             }
             (45..50, ..) => {
                 let ttl = if rng.random_bool(0.9) { LONG } else { BLINK };
-                (format!("register {ttl:?}"), both.register(ttl).await)
+                let publishes = rng.random_bool(0.7);
+                (
+                    format!("register {ttl:?}, publishes: {publishes}"),
+                    both.register(ttl, publishes).await,
+                )
             }
             (50..54, _, Some(worker), _) => {
                 let ttl = if rng.random_bool(0.7) { LONG } else { BLINK };
@@ -500,9 +583,18 @@ async fn both_answer_the_same(store: Store, seed: u64, mutation: Mutation) -> Ha
                 let call = format!("force cancel under {epoch} {zero_or_long:?}");
                 (call, both.force_cancel(epoch, zero_or_long).await)
             }
-            (97.., ..) => {
+            (97..100, ..) => {
                 let call = format!("resend under {epoch} {zero_or_long:?}");
                 (call, both.resend(epoch, zero_or_long).await)
+            }
+            (100..105, .., Some((task, lease))) => {
+                let call = format!("progress of attempt {} of {task}", lease.attempt());
+                (call, both.progress(task, &lease).await)
+            }
+            (105.., ..) => {
+                let limits = some_limits(&mut rng);
+                let call = format!("expire under {epoch} {:?}", limits.without_progress);
+                (call, both.expire(epoch, &limits).await)
             }
             _ => continue,
         };
@@ -546,6 +638,8 @@ async fn the_ledger_answers_as_the_store_on_sqlite() {
         "Ours",
         "Refused",
         "WorkerLost",
+        "Unreadable",
+        "expired ",
         "lost",
         "done",
         "fenced",

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use pulp_model::{
     Attempt, Epoch, TaskId, Timestamp,
-    task::{Claim, KINDS, LockMode, Owner, ResourceKey, TaskClass, TaskState},
+    deadline::{HardLimits, Overrun},
+    task::{LockMode, ResourceKey, TaskState},
 };
 use pulp_store::{
     StoreError,
@@ -14,119 +15,9 @@ use pulp_store::{
     workers::{Capacity, Serving},
 };
 
-/// What is taken out of the system, to see that the checks notice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Mutation {
-    /// Nothing: the system as it is.
-    #[default]
-    None,
-    /// A run's end is committed without a look at state and attempt.
-    NoCommitFence,
-    /// The leader's writes are accepted under any epoch, and nothing in the database refuses a conflict.
-    NoEpochCondition,
-    /// Messages are sent after the commit, by whoever is still there to send them.
-    NoOutbox,
-    /// A worker goes on though it could not renew its lease.
-    NoSelfFence,
-    /// The lock table lets a task pass others that came before it.
-    Overtaking,
-    /// The leader knows of no task but those whose messages it got.
-    NoLookBack,
-}
-
-/// A message on its way; the number is unique to what owes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) number: u64,
-    pub(crate) queue: Queue,
-    pub(crate) task: TaskId,
-    pub(crate) attempt: Attempt,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Queue {
-    Intake,
-    Class(TaskClass),
-}
-
-/// One run of a worker process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Life {
-    pub(crate) name: String,
-    pub(crate) number: u64,
-}
-
-/// A right to run, as the store's `TaskLease`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lease {
-    pub(crate) task: TaskId,
-    pub(crate) attempt: Attempt,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Claimed {
-    Ours,
-    Refused,
-    WorkerLost,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Heartbeat {
-    Alive { cancel: Vec<TaskId> },
-    Lost,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Row {
-    pub(crate) state: TaskState,
-    pub(crate) attempt: Attempt,
-    pub(crate) lost: i64,
-    pub(crate) class: TaskClass,
-    pub(crate) claims: Vec<Claim>,
-    pub(crate) created: Timestamp,
-    accepted: Option<Timestamp>,
-    worker: Option<Life>,
-    cancel_requested: Option<Timestamp>,
-}
-
-#[derive(Debug)]
-struct WorkerRow {
-    number: u64,
-    expires: Timestamp,
-    serving: Serving,
-}
-
-#[derive(Debug)]
-struct LeaseRow {
-    holder: String,
-    epoch: Epoch,
-    expires: Timestamp,
-}
-
-/// What a transaction did, for the monitor to judge.
-#[derive(Debug, Clone)]
-pub(crate) enum Change {
-    Leads(Epoch),
-    Enqueued(TaskId),
-    Granted {
-        task: TaskId,
-        attempt: Attempt,
-        epoch: Epoch,
-    },
-    Claimed {
-        task: TaskId,
-        attempt: Attempt,
-    },
-    Committed {
-        task: TaskId,
-        attempt: Attempt,
-        state: TaskState,
-    },
-    WaitsAgain(TaskId),
-    /// Ended without its worker.
-    Ended(TaskId),
-    Owes(Message),
-}
+pub(crate) use crate::records::{
+    Change, Claimed, Heartbeat, Lease, LeaseRow, Life, Message, Mutation, Queue, Request, Row, WorkerRow,
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -186,7 +77,7 @@ impl Ledger {
 
     // --- the clients' side
 
-    pub(crate) fn enqueue(&mut self, now: Timestamp, class: TaskClass, claims: Vec<Claim>) -> TaskId {
+    pub(crate) fn enqueue(&mut self, now: Timestamp, request: Request) -> TaskId {
         let number = self.number();
         let text = format!("{:08x}-0000-7000-8000-{number:012x}", now.micros() & 0xffff_ffff);
         let id: TaskId = text.parse().unwrap();
@@ -196,10 +87,13 @@ impl Ledger {
                 state: TaskState::Waiting,
                 attempt: Attempt(0),
                 lost: 0,
-                class,
-                claims,
+                request,
                 created: now,
+                not_before: None,
+                declined: 0,
                 accepted: None,
+                started: None,
+                progressed: None,
                 worker: None,
                 cancel_requested: None,
             },
@@ -294,7 +188,10 @@ impl Ledger {
         let waits = |row: &Row| {
             row.state == TaskState::Waiting
                 && gaps.iter().any(|gap| {
-                    row.claims.iter().any(|claim| claim.resource == gap.resource)
+                    row.request
+                        .claims
+                        .iter()
+                        .any(|claim| claim.resource == gap.resource)
                         && (gap.from..=gap.until).contains(&row.created)
                 })
         };
@@ -314,10 +211,8 @@ impl Ledger {
         self.require_epoch(epoch)?;
         let mut accepted: Vec<&Grant> = Vec::new();
         for grant in grants {
-            let waits = self
-                .tasks
-                .get(&grant.id)
-                .is_some_and(|r| r.state == TaskState::Waiting);
+            let may_go = |r: &Row| r.state == TaskState::Waiting && r.not_before.is_none_or(|at| at <= now);
+            let waits = self.tasks.get(&grant.id).is_some_and(may_go);
             if waits && accepted.iter().all(|g| g.id != grant.id) {
                 accepted.push(grant);
             }
@@ -346,10 +241,12 @@ impl Ledger {
             row.accepted = Some(now);
             let attempt = row.attempt;
             granted.push((grant.id, attempt));
+            let early = row.not_before.is_some_and(|at| at > now);
             self.changes.push(Change::Granted {
                 task: grant.id,
                 attempt,
                 epoch,
+                early,
             });
             self.tell(Queue::Class(grant.class), grant.id, attempt);
         }
@@ -368,7 +265,7 @@ impl Ledger {
         for (id, row) in &mut self.tasks {
             if row.state == TaskState::Accepted && row.accepted.is_some_and(|a| a < before) {
                 row.accepted = Some(now);
-                again.push((*id, row.attempt, row.class));
+                again.push((*id, row.attempt, row.request.class));
             }
         }
         for (id, attempt, class) in &again {
@@ -432,6 +329,34 @@ impl Ledger {
             self.end(*id, TaskState::Canceled);
         }
         Ok(overdue)
+    }
+
+    pub(crate) fn expire(
+        &mut self,
+        now: Timestamp,
+        epoch: Epoch,
+        limits: &HardLimits,
+    ) -> Result<Vec<TaskId>, StoreError> {
+        self.require_epoch(epoch)?;
+        if self.mutation == Mutation::NoExpiry {
+            return Ok(Vec::new());
+        }
+        let since = |at: Option<Timestamp>| at.map_or(Duration::ZERO, |at| now.since(at));
+        let running = self.tasks.iter().filter(|(_, r)| r.state == TaskState::Running);
+        let overran: Vec<(TaskId, Overrun)> = running
+            .filter_map(|(id, r)| {
+                let overrun = limits.overrun(&r.request.kind, since(r.started), since(r.progressed));
+                Some((*id, overrun?))
+            })
+            .collect();
+        for (task, overrun) in &overran {
+            self.changes.push(Change::Expired {
+                task: *task,
+                overrun: *overrun,
+            });
+            self.end(*task, TaskState::Error);
+        }
+        Ok(overran.into_iter().map(|(id, _)| id).collect())
     }
 
     /// What the live workers can run.
@@ -516,26 +441,45 @@ impl Ledger {
         if !self.is_alive(life, now) {
             return Claimed::WorkerLost;
         }
+        let supports = self.workers.get(&life.name).map(|w| w.serving.supports.clone());
         let Some(row) = self.tasks.get_mut(&lease.task) else {
             return Claimed::Refused;
         };
-        if row.attempt == lease.attempt
-            && row.state == TaskState::Running
-            && row.worker.as_ref() == Some(life)
-        {
-            // The answer to the first was lost.
-            return Claimed::Ours;
-        }
-        if row.attempt != lease.attempt || row.state != TaskState::Accepted {
+        // The answer to an earlier claim may have been lost.
+        let again = row.state == TaskState::Running && row.worker.as_ref() == Some(life);
+        if row.attempt != lease.attempt || !(again || row.state == TaskState::Accepted) {
             return Claimed::Refused;
+        }
+        let known = supports.and_then(|s| s.get(&row.request.kind).copied());
+        if known.is_none_or(|known| row.request.version > known) {
+            let pause = 1_000_000 << row.declined.clamp(0, 5);
+            row.declined += 1;
+            row.not_before = Some(now.plus_micros(pause));
+            self.wait_again(lease.task);
+            self.tell(Queue::Intake, lease.task, Attempt(0));
+            self.tell(Queue::Intake, lease.task, Attempt(0));
+            return Claimed::Unreadable;
         }
         row.state = TaskState::Running;
         row.worker = Some(life.clone());
-        self.changes.push(Change::Claimed {
-            task: lease.task,
-            attempt: lease.attempt,
-        });
+        (row.started, row.progressed) = (Some(now), Some(now));
+        if !again {
+            self.changes.push(Change::Claimed {
+                task: lease.task,
+                attempt: lease.attempt,
+            });
+        }
         Claimed::Ours
+    }
+
+    pub(crate) fn write_progress(&mut self, now: Timestamp, lease: Lease) -> bool {
+        if self.fence(lease).is_err() {
+            return false;
+        }
+        if let Some(row) = self.tasks.get_mut(&lease.task) {
+            row.progressed = Some(now);
+        }
+        true
     }
 
     fn fence(&self, lease: Lease) -> Result<(), StoreError> {
@@ -557,12 +501,17 @@ impl Ledger {
         now: Timestamp,
         lease: Lease,
         state: TaskState,
-        spawn: Option<(TaskClass, Vec<Claim>)>,
+        spawn: Option<Request>,
     ) -> Result<Option<TaskId>, StoreError> {
         if self.mutation != Mutation::NoCommitFence {
             self.fence(lease)?;
         }
-        let spawned = spawn.map(|(class, claims)| self.enqueue(now, class, claims));
+        // For whom the parent is done.
+        let owner = self.tasks.get(&lease.task).map(|row| row.request.owner.clone());
+        let spawned = spawn.zip(owner).map(|(request, owner)| {
+            let request = Request { owner, ..request };
+            self.enqueue(now, request)
+        });
         if let Some(row) = self.tasks.get_mut(&lease.task) {
             row.state = state;
         }
@@ -605,7 +554,7 @@ impl Ledger {
         if let Some(row) = self.tasks.get_mut(&id) {
             row.state = TaskState::Waiting;
             row.worker = None;
-            row.accepted = None;
+            (row.accepted, row.started, row.progressed) = (None, None, None);
         }
         self.reservations.retain(|(_, holder), _| *holder != id);
         self.changes.push(Change::WaitsAgain(id));
@@ -631,12 +580,13 @@ fn live(id: TaskId, row: &Row) -> Option<LiveTask> {
         id,
         state: row.state,
         attempt: row.attempt,
-        class: row.class,
-        owner: Owner::system(),
-        kind_name: KINDS[0].name.to_owned(),
-        schema_version: 1,
-        not_before: None,
-        claims: row.claims.clone(),
+        class: row.request.class,
+        owner: row.request.owner.clone(),
+        kind_name: row.request.kind.clone(),
+        schema_version: row.request.version,
+        not_before: row.not_before,
+        steps_aside: false,
+        claims: row.request.claims.clone(),
         created: row.created,
     })
 }

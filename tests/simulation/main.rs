@@ -8,6 +8,7 @@ mod contract;
 mod ledger;
 mod monitor;
 mod plan;
+mod records;
 mod sim;
 
 use std::{
@@ -154,6 +155,11 @@ fn the_self_fence_is_missed() {
 #[test]
 fn the_look_at_those_whose_message_is_late_is_missed() {
     is_missed(Mutation::NoLookBack);
+}
+
+#[test]
+fn the_end_of_runs_that_go_on_for_too_long_is_missed() {
+    is_missed(Mutation::NoExpiry);
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! What must hold at every instant, judged from what was done and not from how it was decided.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use pulp_model::{
     Attempt, Epoch, TaskId,
+    deadline::{HardLimits, Overrun},
     task::{Claim, LockMode, TaskState},
 };
 
@@ -14,6 +18,9 @@ use crate::{
 
 /// A process that was paused notices that its lease is over within this; what it does before is fenced, not prevented.
 const WAKING: Micros = 100 * MILLI;
+
+/// How long after a hard deadline a leader that is not disturbed has ended the run at the latest.
+const PATROLS: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -28,6 +35,8 @@ struct Seen {
     attempt: Attempt,
     phase: Phase,
     effects: u32,
+    /// When the present run was claimed.
+    claimed: Micros,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +70,7 @@ impl Monitor {
     }
 
     /// After each transaction.
-    pub(crate) fn judge(&mut self, ledger: &Ledger, changes: &[Change]) {
+    pub(crate) fn judge(&mut self, ledger: &Ledger, changes: &[Change], now: Micros) {
         for change in changes {
             match *change {
                 Change::Owes(message) => {
@@ -78,15 +87,24 @@ impl Monitor {
                         attempt: Attempt(0),
                         phase: Phase::Waiting,
                         effects: 0,
+                        claimed: 0,
                     };
                     self.tasks.insert(task, seen);
                 }
-                Change::Granted { task, attempt, epoch } => {
+                Change::Granted {
+                    task,
+                    attempt,
+                    epoch,
+                    early,
+                } => {
+                    self.require(!early, || format!("{task} was granted before its instant"));
                     self.granted(ledger, task, attempt, epoch);
                 }
                 Change::Claimed { task, attempt } => {
-                    let seen = self.tasks.get_mut(&task);
-                    let was = seen.map(|s| (s.attempt, std::mem::replace(&mut s.phase, Phase::Running)));
+                    let was = self.tasks.get_mut(&task).map(|s| {
+                        s.claimed = now;
+                        (s.attempt, std::mem::replace(&mut s.phase, Phase::Running))
+                    });
                     self.require(was == Some((attempt, Phase::Granted)), || {
                         format!("attempt {attempt} of {task} was claimed when it was {was:?}")
                     });
@@ -94,6 +112,7 @@ impl Monitor {
                 Change::Committed { task, attempt, state } => self.committed(task, attempt, state),
                 Change::WaitsAgain(task) => self.moves(task, Phase::Waiting),
                 Change::Ended(task) => self.moves(task, Phase::Ended),
+                Change::Expired { task, overrun } => self.expired(task, overrun, now),
             }
         }
         let mut holders = BTreeSet::new();
@@ -123,7 +142,10 @@ impl Monitor {
         );
         let Some(row) = ledger.row(task) else { return };
         for (other, theirs) in ledger.rows() {
-            if other == task || theirs.state.is_terminal() || !conflict(&row.claims, &theirs.claims) {
+            if other == task
+                || theirs.state.is_terminal()
+                || !conflict(&row.request.claims, &theirs.request.claims)
+            {
                 continue;
             }
             if theirs.state == TaskState::Waiting {
@@ -153,6 +175,34 @@ impl Monitor {
         self.require(effects <= 1, || {
             format!("{task} has had its effect {effects} times")
         });
+    }
+
+    /// Only what runs, and has run for as long as is said.
+    fn expired(&mut self, task: TaskId, overrun: Overrun, now: Micros) {
+        let Some(seen) = self.tasks.get(&task) else {
+            return self.violated(|| format!("unknown task {task} expired"));
+        };
+        let (phase, ran) = (seen.phase, Duration::from_micros(now - seen.claimed));
+        let (Overrun::Deadline(limit) | Overrun::Standstill(limit)) = overrun;
+        self.require(phase == Phase::Running && ran > limit, || {
+            format!("{task} expired by {overrun:?} when it was {phase:?} for {ran:?}")
+        });
+    }
+
+    /// Once nothing is in the way, nobody goes on beyond its hard deadline for longer than a patrol takes.
+    pub(crate) fn nobody_overruns(&mut self, ledger: &Ledger, limits: &HardLimits, now: Micros) {
+        let running = ledger.rows().filter(|(_, row)| row.state == TaskState::Running);
+        for (task, row) in running {
+            let Some(seen) = self.tasks.get(&task) else {
+                continue;
+            };
+            let ran = Duration::from_micros(now - seen.claimed);
+            let hard = limits.deadlines.of(&row.request.kind).hard;
+            if ran > hard + PATROLS {
+                return self
+                    .violated(|| format!("{task} still runs after {ran:?}; its hard deadline is {hard:?}"));
+            }
+        }
     }
 
     fn moves(&mut self, task: TaskId, to: Phase) {

@@ -2,12 +2,15 @@
 
 use std::{rc::Rc, time::Duration};
 
-use pulp_model::task::{Claim, ResourceKey, TaskClass, TaskState};
+use pulp_model::{
+    deadline::{Deadline, Deadlines, HardLimits},
+    task::{Claim, KINDS, Owner, ResourceKey, TaskClass, TaskState},
+};
 
 use crate::{
     actors::{self, Role, Settings},
     broker,
-    ledger::Mutation,
+    ledger::{Mutation, Request},
     sim::{Counts, MILLI, Micros, Noise, Pid, SECOND, Sim},
 };
 
@@ -21,9 +24,12 @@ pub(crate) struct Outcome {
 }
 
 /// Until then there are faults and new tasks.
-const TROUBLE: Micros = 60 * SECOND;
+pub(crate) const TROUBLE: Micros = 60 * SECOND;
 /// After that everything must have come to its end within so long.
 const PATIENCE: Micros = 900 * SECOND;
+
+/// So long after the last fault somebody leads again, undisturbed.
+const QUIET_AGAIN: Micros = 60 * SECOND;
 
 struct Cast {
     processes: Vec<(Pid, Role)>,
@@ -40,8 +46,7 @@ impl Cast {
 pub(crate) fn run(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
     let sim = Sim::new(seed, mutation, traced);
     pulp_resource_manager::mutations::set_overtaking(mutation == Mutation::Overtaking);
-    let settings = Rc::new(some_settings(&sim));
-    sim.tell(|| format!("{settings:?}"));
+    let mut settings = some_settings(&sim);
     let mut processes = Vec::new();
     let workers = sim.between(2, 4);
     let names = [
@@ -55,6 +60,12 @@ pub(crate) fn run(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
     for n in 0..workers {
         processes.push((sim.add_process(format!("worker-{n}")), Role::Worker));
     }
+    // Of two releases. One of the older at most: a grant that it declines comes to the others a pause later, by chance.
+    if sim.chance(0.5) {
+        settings.old.extend(processes.last().map(|(pid, _)| *pid));
+    }
+    sim.tell(|| format!("{settings:?}"));
+    let settings = Rc::new(settings);
     let cast = Rc::new(Cast { processes, settings });
     for (pid, role) in &cast.processes {
         actors::start(&sim, *pid, *role, &cast.settings);
@@ -73,7 +84,7 @@ pub(crate) fn run(seed: u64, mutation: Mutation, traced: bool) -> Outcome {
     }
     sim.run(TROUBLE);
     heal(&sim, &cast);
-    wait_for_the_end(&sim);
+    wait_for_the_end(&sim, &cast.settings);
     sim.count(|c| c.virtual_micros = sim.now());
     let violation = sim.monitor.borrow_mut().violation.take();
     pulp_resource_manager::mutations::set_overtaking(false);
@@ -96,6 +107,14 @@ fn some_settings(sim: &Sim) -> Settings {
     let worker_ttl = seconds(4, 15);
     let worker_grace = seconds(1, 10);
     let sweep = seconds(3, 20);
+    let margin = worker_grace + worker_ttl;
+    let mut deadlines = Deadlines::of_this_release(margin);
+    for kind in kinds() {
+        let soft = seconds(2, 60);
+        let hard = soft + margin;
+        deadlines.set(kind, Deadline { soft, hard });
+    }
+    let standstill = sim.chance(0.7).then(|| seconds(5, 60));
     let classes = TaskClass::ALL[..sim.between(1, 3) as usize].to_vec();
     Settings {
         leader: pulp_resource_manager::Settings {
@@ -103,7 +122,13 @@ fn some_settings(sim: &Sim) -> Settings {
             sweep,
             grant_batch: sim.between(1, 20) as usize,
             max_attempts: 3,
-            cancel_grace: worker_grace + worker_ttl,
+            cancel_grace: margin,
+            limits: HardLimits {
+                deadlines,
+                // What moves is written each 2 s at the latest, unless the database is out of reach.
+                without_progress: standstill.map(|still| still + margin + Duration::from_secs(10)),
+            },
+            stalled_after: Duration::from_secs(5),
             resend_after: sweep * 2,
             owner_weights: std::sync::Arc::default(),
         },
@@ -113,11 +138,19 @@ fn some_settings(sim: &Sim) -> Settings {
         slots: sim.between(1, 3) as usize,
         relays_lock: sim.chance(0.5),
         classes,
+        quiet: Duration::from_secs(5),
+        standstill,
+        old: Vec::new(),
     }
 }
 
-/// A task's class and claims: few resources, so that there is something to wait for.
-pub(crate) fn some_task(sim: &Sim) -> (TaskClass, Vec<Claim>) {
+/// The names of all kinds of tasks.
+fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|kind| kind.name).chain([actors::NEW_KIND])
+}
+
+/// Some task: few resources, so that there is something to wait for; now and then one for the newer release only.
+pub(crate) fn some_task(sim: &Sim) -> Request {
     let mut claims: Vec<Claim> = Vec::new();
     for _ in 0..sim.between(1, 2) {
         let resource = ResourceKey::from_stored(format!("r{}", sim.skewed(0, 5)));
@@ -130,7 +163,19 @@ pub(crate) fn some_task(sim: &Sim) -> (TaskClass, Vec<Claim>) {
         }
     }
     claims.sort_by(|a, b| a.resource.cmp(&b.resource));
-    (TaskClass::ALL[0], claims)
+    let newer = sim.chance(0.1);
+    let kind = match sim.between(0, KINDS.len() as u64) as usize {
+        n if n < KINDS.len() => KINDS[n].name,
+        _ => actors::NEW_KIND,
+    };
+    let owners = ["user:ann", "user:bob", "scheduler", "system"];
+    Request {
+        class: TaskClass::ALL[0],
+        kind: kind.to_owned(),
+        version: if newer && kind != actors::NEW_KIND { 2 } else { 1 },
+        owner: Owner::from_stored(owners[sim.skewed(0, 3) as usize]),
+        claims,
+    }
 }
 
 /// Tasks submitted and canceled by clients of the API.
@@ -141,12 +186,14 @@ fn load(sim: &Rc<Sim>, cast: &Rc<Cast>) {
         let cast = Rc::clone(cast);
         sim.at(at, move |sim| {
             let Some(ctx) = sim.of(api) else { return };
-            let (_, claims) = some_task(sim);
             let classes = &cast.settings.classes;
-            let class = classes[sim.between(0, classes.len() as u64 - 1) as usize];
+            let request = Request {
+                class: classes[sim.between(0, classes.len() as u64 - 1) as usize],
+                ..some_task(sim)
+            };
             let me = ctx.clone();
             ctx.spawn(async move {
-                let made = me.database("submit", move |l, now| Ok(l.enqueue(now, class, claims)));
+                let made = me.database("submit", move |l, now| Ok(l.enqueue(now, request)));
                 if let Ok(id) = made.await {
                     me.sim.count(|c| c.tasks += 1);
                     if me.sim.chance(0.15) {
@@ -274,10 +321,14 @@ fn heal(sim: &Rc<Sim>, cast: &Cast) {
     broker::pump(sim);
 }
 
-fn wait_for_the_end(sim: &Rc<Sim>) {
+fn wait_for_the_end(sim: &Rc<Sim>, settings: &Settings) {
     let deadline = TROUBLE + PATIENCE;
     loop {
         sim.run(sim.now() + SECOND);
+        if sim.now() > TROUBLE + QUIET_AGAIN {
+            let mut monitor = sim.monitor.borrow_mut();
+            monitor.nobody_overruns(&sim.ledger.borrow(), &settings.leader.limits, sim.now());
+        }
         if sim.monitor.borrow().violation.is_some() {
             return;
         }

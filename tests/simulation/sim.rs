@@ -399,7 +399,7 @@ impl Sim {
             self.tell(|| format!("database: {change:?}"));
         }
         let ledger = self.ledger.borrow();
-        self.monitor.borrow_mut().judge(&ledger, &changes);
+        self.monitor.borrow_mut().judge(&ledger, &changes, self.now());
     }
 }
 

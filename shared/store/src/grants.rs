@@ -43,6 +43,8 @@ pub struct LiveTask {
     pub schema_version: i64,
     /// Not to be granted before this instant, of the database's clock.
     pub not_before: Option<Timestamp>,
+    /// Whether it gives up its place until then: others pass it.
+    pub steps_aside: bool,
     /// What it needs.
     pub claims: Vec<Claim>,
     /// Its place in the order of arrival, with the id as tie-break.
@@ -84,7 +86,7 @@ pub enum Revoked {
 const WORKER_GONE: &str = "its worker is gone";
 
 const LIVE_COLUMNS: &str =
-    "task_id, state, attempt, class, owner, kind_name, schema_version, not_before, created";
+    "task_id, state, attempt, class, owner, kind_name, schema_version, not_before, steps_aside, created";
 
 impl Store {
     /// Every task that is not at its end, oldest first.
@@ -155,7 +157,7 @@ impl Store {
     }
 
     /// Commits grants under `epoch`: task accepted, attempt counted, resources reserved, worker told. A task
-    /// that waits no more is passed over. Answers those granted.
+    /// that waits no more, or is to wait for an instant that has not come, is passed over. Answers those granted.
     pub async fn commit_grants(
         &self,
         epoch: Epoch,
@@ -315,7 +317,7 @@ impl Tx {
         for chunk in grants.chunks(CHUNK) {
             let sql = format!(
                 "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $1, accepted = $2 \
-                 WHERE state = 'waiting' AND task_id IN ({}) RETURNING task_id, attempt, created, traceparent, tracestate",
+                 WHERE state = 'waiting' AND COALESCE(not_before, 0) <= $2 AND task_id IN ({}) RETURNING task_id, attempt, created, traceparent, tracestate",
                 placeholders(3, chunk.len())
             );
             let mut query = bulk(sql).bind(epoch.0).bind(now.micros());
@@ -460,6 +462,7 @@ fn live(found: &AnyRow, claims: &mut HashMap<String, Vec<Claim>>) -> Result<Live
         kind_name: found.try_get("kind_name")?,
         schema_version: found.try_get("schema_version")?,
         not_before: row::optional_instant(found, "not_before")?,
+        steps_aside: found.try_get::<i64, _>("steps_aside")? != 0,
         claims: claims.remove(&id.to_string()).unwrap_or_default(),
         created: row::instant(found, "created")?,
     })

@@ -163,6 +163,11 @@ async fn unreadable(bed: &Bed, damage: &str) {
     // Not at once, so that it doesn't go round among those that can't read it.
     let live = bed.live_among(&[id]).await.unwrap().remove(0);
     assert!(live.not_before.unwrap() > bed.now().await.unwrap());
+    // A grant that was decided on before, and comes late, finds it pausing.
+    assert_eq!(bed.grant(epoch, id, &delete("r")).await, None);
+    bed.execute("UPDATE tasks SET not_before = not_before - 60000000")
+        .await;
+    assert!(bed.grant(epoch, id, &delete("r")).await.is_some());
 }
 
 async fn arguments_of_a_newer_release_are_left_to_it(bed: &Bed) {
