@@ -104,6 +104,7 @@ mod tests {
             kind_name: "publish".to_owned(),
             schema_version: 1,
             not_before: None,
+            steps_aside: false,
             claims: resources
                 .iter()
                 .map(|r| Claim::exclusive(ResourceKey::from_stored(*r)))

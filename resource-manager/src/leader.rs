@@ -74,7 +74,7 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
             }
             _ = patrol.tick() => leader.patrol().await,
             batch = intake.next(broker) => {
-                let ids: Vec<TaskId> = batch.iter().map(|d| d.message().task_id()).collect();
+                let ids: Vec<TaskId> = batch.iter().flat_map(|d| d.message().task_ids()).copied().collect();
                 let done = leader.take_in(&ids).await;
                 // Only now: whatever is not committed comes again.
                 if done.is_ok() && let Err(e) = ack_all(&batch).await {
@@ -205,7 +205,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 return Ok(());
             }
             let mut unknown = self.ledger.waiting_in(&gaps).await?;
-            unknown.retain(|id| !self.table.knows(*id));
+            unknown.retain(|id| !self.table.knows(*id) && !self.held_back.contains_key(id));
             self.horizon.close(gaps);
             if unknown.is_empty() {
                 return Ok(());
@@ -217,6 +217,12 @@ impl<'a, L: Ledger> Leader<'a, L> {
     }
 
     fn know(&mut self, task: LiveTask) {
+        if task.state == TaskState::Waiting && task.steps_aside && !self.is_due(&task) {
+            // It holds nothing and keeps nobody from anything until its instant comes.
+            self.table.forget(task.id);
+            self.held_back.insert(task.id, task);
+            return;
+        }
         let eligible = self.is_eligible(&task);
         let waiter = Waiter {
             id: task.id,
@@ -240,10 +246,14 @@ impl<'a, L: Ledger> Leader<'a, L> {
 
     /// Whether a live worker can run it, and its instant has come.
     fn is_eligible(&self, task: &LiveTask) -> bool {
-        task.not_before.is_none_or(|at| at <= self.now)
+        self.is_due(task)
             && self
                 .pace
                 .can_run(task.class, &task.kind_name, task.schema_version)
+    }
+
+    fn is_due(&self, task: &LiveTask) -> bool {
+        task.not_before.is_none_or(|at| at <= self.now)
     }
 
     fn forget_all(&mut self) {
@@ -261,7 +271,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         let freed: Vec<LiveTask> = self
             .held_back
             .values()
-            .filter(|t| self.is_eligible(t))
+            .filter(|t| self.is_eligible(t) || (t.steps_aside && self.is_due(t) && !self.table.knows(t.id)))
             .cloned()
             .collect();
         for task in freed {

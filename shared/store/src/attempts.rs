@@ -348,7 +348,7 @@ impl Store {
         }
         fenced.take_back(id, event, why, now).await?;
         if let Some(pause) = pause {
-            sqlx::query("UPDATE tasks SET not_before = $2 WHERE task_id = $1")
+            sqlx::query("UPDATE tasks SET not_before = $2, steps_aside = 1 WHERE task_id = $1")
                 .bind(id.to_string())
                 .bind(now.plus_micros(micros(pause)).micros())
                 .execute(fenced.on())
@@ -405,7 +405,8 @@ impl Tx {
     ) -> Result<(), StoreError> {
         self.take_back(id, EventKind::Declined, why, now).await?;
         let pause = 1_000_000 << declined.clamp(0, 5);
-        let sql = "UPDATE tasks SET declined = declined + 1, not_before = $2 WHERE task_id = $1";
+        let sql =
+            "UPDATE tasks SET declined = declined + 1, not_before = $2, steps_aside = 0 WHERE task_id = $1";
         sqlx::query(sql)
             .bind(id.to_string())
             .bind(now.plus_micros(pause).micros())

@@ -111,6 +111,8 @@ CREATE TABLE tasks (
     declined BIGINT NOT NULL,
     -- Not granted before this instant.
     not_before BIGINT,
+    -- Whether others pass it until then.
+    steps_aside BIGINT NOT NULL DEFAULT 0,
     epoch BIGINT,
     worker_name TEXT,
     incarnation TEXT,
