@@ -162,7 +162,7 @@ impl Clients {
 }
 
 /// What tests as another user than root do without.
-fn unless_root_is_needed<T>(started: Result<T>) -> Result<Option<T>> {
+pub(crate) fn unless_root_is_needed<T>(started: Result<T>) -> Result<Option<T>> {
     match started {
         Ok(client) => Ok(Some(client)),
         Err(error) if format!("{error:#}").contains("needs root") => {

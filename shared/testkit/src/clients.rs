@@ -187,16 +187,18 @@ impl Containerd {
     ///
     /// With its last words, when it fails.
     pub fn pull(&self, image: &str) -> Result<String> {
+        self.pull_with(&["--plain-http"], image)
+    }
+
+    /// Pulls with options of `ctr images pull` and unpacks, for this machine's platform.
+    ///
+    /// # Errors
+    ///
+    /// With its last words, when it fails.
+    pub fn pull_with(&self, options: &[&str], image: &str) -> Result<String> {
         // overlayfs doesn't work on top of every file system; plain copies do.
-        self.ctr(&[
-            "images",
-            "pull",
-            "--plain-http",
-            "--snapshotter",
-            "native",
-            "--print-chainid",
-            image,
-        ])
+        let fixed = ["images", "pull", "--snapshotter", "native", "--print-chainid"];
+        self.ctr(&[&fixed[..], options, &[image]].concat())
     }
 }
 
@@ -264,17 +266,23 @@ impl Podman {
     ///
     /// With podman's last words, when it fails.
     pub fn pull(&self, image: &str) -> Result<String> {
+        self.pull_with(&["--tls-verify=false"], image)
+    }
+
+    /// Pulls with options of `podman pull`; gives the image's id.
+    ///
+    /// # Errors
+    ///
+    /// With podman's last words, when it fails.
+    pub fn pull_with(&self, options: &[&str], image: &str) -> Result<String> {
         let policy = self.folder.path().join("policy.json");
         let policy = policy.display().to_string();
         let arguments = [
-            "pull",
-            "--quiet",
-            "--tls-verify=false",
-            "--signature-policy",
-            &policy,
-            image,
+            &["pull", "--quiet", "--signature-policy", &policy],
+            options,
+            &[image],
         ];
-        Ok(self.podman(&arguments)?.trim().to_owned())
+        Ok(self.podman(&arguments.concat())?.trim().to_owned())
     }
 }
 
