@@ -25,13 +25,13 @@ static RENEWALS: LazyLock<IntCounterVec> = registered_metric!(register_int_count
 /// The figures of one lease.
 #[derive(Debug)]
 pub(crate) struct Figures {
-    /// `resource-manager`, or the prefix of the workers' names.
+    /// See [`label`].
     lease: String,
 }
 
 impl Figures {
     pub(crate) fn of(name: &str) -> Self {
-        let lease = name.split('@').next().unwrap_or_default().to_owned();
+        let lease = label(name).to_owned();
         // From the beginning, so that nothing need be guessed of a figure that isn't there.
         for outcome in ["held", "failed", "lost"] {
             RENEWALS.with_label_values(&[lease.as_str(), outcome]);
@@ -58,5 +58,33 @@ impl Figures {
 
     fn count(&self, outcome: &str) {
         RENEWALS.with_label_values(&[self.lease.as_str(), outcome]).inc();
+    }
+}
+
+/// The name without host and number, which a monitoring system knows as the instance.
+fn label(name: &str) -> &str {
+    let role = name.split('@').next().unwrap_or_default();
+    match role.rsplit_once('-') {
+        Some((role, number)) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => role,
+        _ => role,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_named_by_its_role_alone() {
+        for (name, role) in [
+            ("resource-manager", "resource-manager"),
+            (
+                "reserved_resource_worker-12@host-3.example",
+                "reserved_resource_worker",
+            ),
+            ("reserved_resource_worker@host", "reserved_resource_worker"),
+        ] {
+            assert_eq!(label(name), role);
+        }
     }
 }
