@@ -4,14 +4,22 @@
 //! A duty is done under a short lease, so that one of them does it at a time; each duty is safe to do twice all the
 //! same.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use pulp_content::ContentStore;
 use pulp_liveness::presence;
 use pulp_store::{Store, StoreError};
+use prometheus::{IntCounterVec, register_int_counter_vec};
+use pulp_runtime::registered_metric;
 use pulp_trace::{Span, SpanKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+static FIRES: LazyLock<IntCounterVec> = registered_metric!(register_int_counter_vec!(
+    "pulp_schedule_fires_total",
+    "Slots of schedules: fired by this process, or failed and put off",
+    &["outcome"]
+));
 
 /// The role, in leases and in the list of processes.
 const ROLE: &str = "scheduler";
@@ -103,12 +111,14 @@ async fn fire_due(store: &Store, stop: &CancellationToken) -> Result<u64, StoreE
         match span.of(store.fire(&due)).await {
             Ok(Some(slot)) => {
                 fired += 1;
+                FIRES.with_label_values(&["fired"]).inc();
                 tracing::info!(schedule = %due.id, repository = %due.repo_id, slot = %slot.slot, task = %slot.task_id,
                     "a schedule has fired");
             }
             // Another scheduler was first.
             Ok(None) => {}
             Err(e) => {
+                FIRES.with_label_values(&["failed"]).inc();
                 tracing::warn!(schedule = %due.id, repository = %due.repo_id, error = %e, "a slot is put off");
             }
         }
