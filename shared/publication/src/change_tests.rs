@@ -87,7 +87,7 @@ fn publish_change(site: &Site, old: &Contents, new: &Contents, drained: Duration
     let id = PublicationId::new();
     let base = site.root.published(&new.repository).unwrap().unwrap();
     let changed = Changed::new(base, change(old, new)).unwrap();
-    let staged = site.root.stage_change(&changed, &id, "1", drained).unwrap();
+    let staged = site.root.stage_change(changed, &id, "1", drained).unwrap();
     staged.switch().unwrap();
     id
 }
@@ -271,18 +271,18 @@ fn a_change_given_up_leaves_the_publication_as_it_is_and_nothing_else() {
     let second = publish_change(&site, &all[0], &all[1], HOUR);
     let before = read_all(site.root.path());
     let base = || site.root.published(&repo).unwrap().unwrap();
-    let changed = Changed::new(base(), change(&all[1], &all[2])).unwrap();
+    let changed = || Changed::new(base(), change(&all[1], &all[2])).unwrap();
     // Within the old tree, which it takes: that is no publication any more.
     drop(
         site.root
-            .stage_change(&changed, &PublicationId::new(), "1", Duration::ZERO)
+            .stage_change(changed(), &PublicationId::new(), "1", Duration::ZERO)
             .unwrap(),
     );
     assert_eq!(trees(&site), [second.to_string()].into());
     // By a worker that dies: what it left goes once it is known to be dead.
     std::mem::forget(
         site.root
-            .stage_change(&changed, &PublicationId::new(), "2", HOUR)
+            .stage_change(changed(), &PublicationId::new(), "2", HOUR)
             .unwrap(),
     );
     assert_eq!(site.root.attempts(&repo).unwrap(), ["2".to_owned()].into());

@@ -46,19 +46,23 @@ impl Root {
     /// publication that is changed.
     pub fn stage_change(
         &self,
-        changed: &Changed,
+        changed: Changed,
         id: &PublicationId,
         attempt: &str,
         drained: Duration,
     ) -> Result<Staged> {
-        let staged = self.begin(&changed.catalog.index.repository, id, attempt)?;
-        let mut catalog = changed.catalog.clone();
+        let Changed {
+            base,
+            mut catalog,
+            files,
+        } = changed;
         catalog.index.publication = *id;
-        let old = staged.take_drained(drained);
+        let staged = self.begin(&catalog.index.repository, id, attempt)?;
+        let old = staged.take_drained(drained, &base);
         let origin = Origin {
             old: old.as_ref(),
-            base: Some(&changed.base),
-            files: &changed.files,
+            base: Some(&base),
+            files: &files,
         };
         tree::build(&staged.v1, &staged.v2, &catalog, &origin)?;
         Ok(staged)
@@ -95,7 +99,7 @@ impl Root {
         for (api, built) in [(Api::V1, &staged.v1), (Api::V2, &staged.v2)] {
             // Nobody has ever read it.
             disk::set_modified(built, SystemTime::UNIX_EPOCH + Duration::from_secs(1))?;
-            let name = format!("{}.spare-{}", current.id(), staged.attempt);
+            let name = format!("{}.{SPARE}{}", current.id(), staged.attempt);
             disk::rename(built, &self.master(api, repo).join(name))?;
         }
         Ok(true)
@@ -131,13 +135,16 @@ impl Root {
     }
 }
 
+/// What the name of a spare copy has between the publication's id and the attempt that made it.
+const SPARE: &str = "spare-";
+
 /// Links and directories from which on a publication has a spare copy: less are made in the time of a few syncs.
 const WORTH_A_SPARE: usize = 1_000;
 
 impl Staged {
     /// Takes a tree that nobody reads any more under this attempt's own names. A tree that can't be used is no
     /// fault: what is under the private names then goes, and all is made anew.
-    fn take_drained(&self, drained: Duration) -> Option<Published> {
+    fn take_drained(&self, drained: Duration, base: &Published) -> Option<Published> {
         let (repo, root) = (&self.repository, &self.root);
         let latest = root.drained(Api::V2, repo, drained).ok()?.into_iter().next()?;
         let v1 = root.master(Api::V1, repo).join(&latest);
@@ -147,7 +154,13 @@ impl Staged {
             }
             disk::rename(&root.master(Api::V2, repo).join(&latest), &self.v2)?;
             disk::rename(&v1, &self.v1)?;
-            Published::read(repo, self.v1.clone(), self.v2.clone()).map(Some)
+            let (v1, v2) = (self.v1.clone(), self.v2.clone());
+            if latest.starts_with(&format!("{}.{SPARE}", base.id())) {
+                // It holds what is known already.
+                let catalog = base.catalog.clone();
+                return Ok(Some(Published { v1, v2, catalog }));
+            }
+            Published::read(repo, v1, v2).map(Some)
         };
         match take() {
             Ok(Some(tree)) => Some(tree),

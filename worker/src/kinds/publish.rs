@@ -162,8 +162,9 @@ async fn stage_change(
     let (root, attempt, id) = (context.worker.published.clone(), context.attempt_name(), *id);
     let staged = blocking(move || {
         let changed = Changed::new(base, change)?;
-        let staged = root.stage_change(&changed, &id, &attempt, DRAINED)?;
-        Ok::<_, PublicationError>((staged, changed.units()))
+        let units = changed.units();
+        let staged = root.stage_change(changed, &id, &attempt, DRAINED)?;
+        Ok::<_, PublicationError>((staged, units))
     });
     match staged.await? {
         Ok(staged) => Ok(Some(staged)),
