@@ -11,6 +11,7 @@ mod main_job;
 mod matrix;
 mod observability;
 mod otlp;
+mod pulls;
 mod recovery;
 mod roles;
 mod schedules;

@@ -1,16 +1,18 @@
 //! Tasks as clients see them: made, read, searched, canceled, purged.
 
+use std::collections::BTreeSet;
+
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
     task::{Coalescing, LockMode, Owner, TaskKind, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, assembled, bulk, placeholders, rows_of},
+    engine::{CHUNK, assembled, bulk, ids_of, placeholders, records},
     outbox::Message,
     row,
 };
@@ -61,6 +63,8 @@ pub struct TaskFilter {
     pub tags: Vec<String>,
     /// Only this one.
     pub task_id: Option<TaskId>,
+    /// Only tasks of this group.
+    pub group_id: Option<String>,
     /// Only tasks of no group.
     pub ungrouped: bool,
     /// Newest first instead of oldest first.
@@ -94,6 +98,26 @@ pub struct Submission<'k> {
     /// The group that it belongs to, if any.
     pub group_id: Option<String>,
     pub(crate) parent: Option<TaskId>,
+    /// Without one it is that of whoever submits.
+    pub(crate) trace: Option<TraceContext>,
+}
+
+/// A submission that stands by itself, with the trace of whoever asked.
+pub(crate) struct Request {
+    kind: TaskKind,
+    owner: Owner,
+    group_id: Option<String>,
+    trace: Option<TraceContext>,
+}
+
+/// A task that is to be written.
+struct Birth<'s> {
+    id: TaskId,
+    kind: &'s TaskKind,
+    owner: &'s str,
+    group_id: Option<&'s str>,
+    parent: Option<TaskId>,
+    trace: Option<TraceContext>,
 }
 
 impl<'k> Submission<'k> {
@@ -104,6 +128,7 @@ impl<'k> Submission<'k> {
             owner,
             group_id: None,
             parent: None,
+            trace: None,
         }
     }
 
@@ -119,6 +144,68 @@ const COLUMNS: &str = "task_id, task_type, state, tags, group_id, owner, attempt
                        finished, cancel_requested, progress_report, result, error, spawned_tasks";
 
 impl Store {
+    /// Makes a task in a transaction of its own, shared with others that are asked for at the same time; see
+    /// [`Tx::submit`].
+    pub async fn submit(&self, submission: &Submission<'_>) -> Result<TaskId, StoreError> {
+        let request = Request {
+            kind: submission.kind.clone(),
+            owner: submission.owner.clone(),
+            group_id: submission.group_id.clone(),
+            trace: submission.trace.clone().or_else(TraceContext::current),
+        };
+        let store = self.clone();
+        let all = move |requests: Vec<Request>| {
+            let store = store.clone();
+            async move { store.submit_all(&requests).await }
+        };
+        let answer = self.requests.ask(request, all).await;
+        answer.unwrap_or_else(|| Err(StoreError::NotTogether("the request was given up".to_owned())))
+    }
+
+    /// All in one transaction; if that fails for a fault that may be one request's alone, each in its own.
+    async fn submit_all(&self, requests: &[Request]) -> Vec<Result<TaskId, StoreError>> {
+        match self.submit_together(requests).await {
+            Ok(ids) => ids.into_iter().map(Ok).collect(),
+            Err(e) if requests.len() == 1 => vec![Err(e)],
+            Err(e) if e.is_transient() => requests.iter().map(|_| Err(e.for_another())).collect(),
+            Err(_) => {
+                let mut answers = Vec::with_capacity(requests.len());
+                for request in requests {
+                    let alone = self.submit_together(std::slice::from_ref(request)).await;
+                    answers.push(alone.and_then(|ids| {
+                        ids.into_iter()
+                            .next()
+                            .ok_or_else(|| StoreError::NotTogether("no task was made".to_owned()))
+                    }));
+                }
+                answers
+            }
+        }
+    }
+
+    async fn submit_together(&self, requests: &[Request]) -> Result<Vec<TaskId>, StoreError> {
+        let submissions: Vec<Submission<'_>> = requests
+            .iter()
+            .map(|request| Submission {
+                kind: &request.kind,
+                owner: request.owner.clone(),
+                group_id: request.group_id.clone(),
+                parent: None,
+                trace: request.trace.clone(),
+            })
+            .collect();
+        let mut tx = self.begin().await?;
+        // Their ids are in the order in which they were asked for, and decide where the instant is the same.
+        let now = tx.turns_for(requests.iter().map(|r| &r.kind)).await?;
+        let (mut ids, mut births) = (Vec::with_capacity(requests.len()), Vec::new());
+        for submission in &submissions {
+            ids.push(tx.conceive(submission, &mut births).await?);
+        }
+        tx.bear(&births, now).await?;
+        tx.commit().await?;
+        Ok(ids)
+    }
+
     /// One task.
     pub async fn task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
         let sql = assembled(format!("SELECT {COLUMNS} FROM tasks WHERE task_id = $1"));
@@ -152,6 +239,10 @@ impl Store {
             values.push(id.to_string());
             conditions.push(format!("task_id = ${}", values.len()));
         }
+        if let Some(group) = &filter.group_id {
+            values.push(group.clone());
+            conditions.push(format!("group_id = ${}", values.len()));
+        }
         if filter.ungrouped {
             conditions.push("group_id IS NULL".to_owned());
         }
@@ -182,8 +273,20 @@ impl Tx {
     /// comes to the same: nothing that could make a difference was asked for in between, and the waiting task is
     /// not granted before this transaction ends.
     pub async fn submit(&mut self, submission: &Submission<'_>) -> Result<TaskId, StoreError> {
+        let now = self.turns_for([submission.kind]).await?;
+        let mut births = Vec::new();
+        let id = self.conceive(submission, &mut births).await?;
+        self.bear(&births, now).await?;
+        Ok(id)
+    }
+
+    /// Decides which task this request is answered with; one that is to be made is added to `births`.
+    async fn conceive<'s>(
+        &mut self,
+        submission: &'s Submission<'_>,
+        births: &mut Vec<Birth<'s>>,
+    ) -> Result<TaskId, StoreError> {
         let kind = submission.kind;
-        let now = self.turns_for(kind).await?;
         let coalescing = kind.coalescing();
         if let Some(wanted) = &coalescing
             && let Some(waiting) = self.waiting_like(wanted).await?
@@ -209,9 +312,14 @@ impl Tx {
                 .execute(self.on())
                 .await?;
         }
-        let trace = self.insert_task(id, submission, now).await?;
-        self.tell(now, &[Message::submitted(id).within(Some(trace))])
-            .await?;
+        births.push(Birth {
+            id,
+            kind,
+            owner: submission.owner.as_str(),
+            group_id: submission.group_id.as_deref(),
+            parent: submission.parent,
+            trace: submission.trace.clone().or_else(TraceContext::current),
+        });
         Ok(id)
     }
 
@@ -244,67 +352,90 @@ impl Tx {
         Ok(())
     }
 
-    async fn insert_task(
-        &mut self,
-        id: TaskId,
-        submission: &Submission<'_>,
-        now: Timestamp,
-    ) -> Result<TraceContext, StoreError> {
-        let kind = submission.kind;
-        let span = Span::begin("task.enqueue", SpanKind::Producer);
-        span.set("task.id", &id);
-        span.set("task.kind", kind.name());
-        let trace = span.place();
-        let tags = kind.tags();
-        let insert = "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
-                      group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks, \
-                      traceparent, tracestate) \
-                      VALUES ($1, $2, $3, $4, $5, $6, $7, 'waiting', $8, $9, $10, $11, 0, 0, 0, $12, '{}', '[]', $13, $14)";
-        sqlx::query(insert)
-            .bind(id.to_string())
-            .bind(row::to_json(kind))
-            .bind(kind.name())
-            .bind(kind.task_type())
-            .bind(kind.schema_version())
-            .bind(submission.owner.as_str())
-            .bind(kind.class().as_str())
-            .bind(row::to_json(&tags))
-            .bind(submission.group_id.clone())
-            .bind(submission.parent.map(|p| p.to_string()))
-            .bind(i64::from(kind.is_restartable()))
+    /// Writes tasks with all that belongs to each, and the messages that tell the resource manager.
+    async fn bear(&mut self, births: &[Birth<'_>], now: Timestamp) -> Result<(), StoreError> {
+        if births.is_empty() {
+            return Ok(());
+        }
+        let (mut rows, mut tags, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+        let mut messages = Vec::with_capacity(births.len());
+        for birth in births {
+            let kind = birth.kind;
+            let span = Span::below(birth.trace.as_ref(), "task.enqueue", SpanKind::Producer);
+            span.set("task.id", &birth.id);
+            span.set("task.kind", kind.name());
+            let trace = span.place();
+            let of = kind.tags();
+            rows.push(json!({
+                "id": birth.id, "kind": row::to_json(kind), "name": kind.name(), "type": kind.task_type(),
+                "version": kind.schema_version(), "owner": birth.owner, "class": kind.class().as_str(),
+                "tags": row::to_json(&of), "grp": birth.group_id, "parent": birth.parent,
+                "restartable": i64::from(kind.is_restartable()),
+                "traceparent": trace.traceparent(), "tracestate": trace.tracestate(),
+            }));
+            for tag in of.into_iter().collect::<BTreeSet<_>>() {
+                tags.push(json!({"id": birth.id, "tag": tag}));
+            }
+            for claim in kind.claims() {
+                claims.push(json!({
+                    "id": birth.id, "resource": claim.resource,
+                    "exclusive": i64::from(claim.mode == LockMode::Exclusive),
+                }));
+            }
+            messages.push(Message::submitted(birth.id).within(Some(trace)));
+        }
+        let fields = [
+            ("id", "text"),
+            ("kind", "text"),
+            ("name", "text"),
+            ("type", "text"),
+            ("version", "bigint"),
+            ("owner", "text"),
+            ("class", "text"),
+            ("tags", "text"),
+            ("grp", "text"),
+            ("parent", "text"),
+            ("restartable", "bigint"),
+            ("traceparent", "text"),
+            ("tracestate", "text"),
+        ];
+        let insert = format!(
+            "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
+             group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks, \
+             traceparent, tracestate) \
+             SELECT r.id, r.kind, r.name, r.type, r.version, r.owner, r.class, 'waiting', r.tags, r.grp, r.parent, \
+             r.restartable, 0, 0, 0, CAST($2 AS BIGINT), '{{}}', '[]', r.traceparent, r.tracestate FROM {}",
+            records(self.engine, &fields)
+        );
+        sqlx::query(assembled(insert))
+            .bind(Value::Array(rows).to_string())
             .bind(now.micros())
-            .bind(trace.traceparent())
-            .bind(trace.tracestate())
             .execute(self.on())
             .await?;
-        let insert = format!(
-            "INSERT INTO task_tags (task_id, tag) VALUES {} ON CONFLICT (tag, task_id) DO NOTHING",
-            rows_of(2, tags.len())
-        );
         if !tags.is_empty() {
-            let mut query = sqlx::query(assembled(insert));
-            for tag in &tags {
-                query = query.bind(id.to_string()).bind(tag);
-            }
-            query.execute(self.on()).await?;
+            let insert = format!(
+                "INSERT INTO task_tags (task_id, tag) SELECT r.id, r.tag FROM {}",
+                records(self.engine, &[("id", "text"), ("tag", "text")])
+            );
+            sqlx::query(assembled(insert))
+                .bind(Value::Array(tags).to_string())
+                .execute(self.on())
+                .await?;
         }
-        let claims = kind.claims();
-        let insert = format!(
-            "INSERT INTO task_resources (task_id, resource, exclusive, created) VALUES {}",
-            rows_of(4, claims.len())
-        );
         if !claims.is_empty() {
-            let mut query = sqlx::query(assembled(insert));
-            for claim in &claims {
-                query = query
-                    .bind(id.to_string())
-                    .bind(claim.resource.as_str())
-                    .bind(i64::from(claim.mode == LockMode::Exclusive))
-                    .bind(now.micros());
-            }
-            query.execute(self.on()).await?;
+            let fields = [("id", "text"), ("resource", "text"), ("exclusive", "bigint")];
+            let insert = format!(
+                "INSERT INTO task_resources (task_id, resource, exclusive, created) \
+                 SELECT r.id, r.resource, r.exclusive, CAST($2 AS BIGINT) FROM {}",
+                records(self.engine, &fields)
+            );
+            sqlx::query(assembled(insert))
+                .bind(Value::Array(claims).to_string())
+                .bind(now.micros())
+                .execute(self.on())
+                .await?;
         }
-        Ok(trace)
+        self.tell(now, &messages).await
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.
@@ -363,16 +494,33 @@ impl Tx {
     }
 
     /// Deletes tasks that ended before `before`, at most `limit`; answers how many. What has not ended is never
-    /// touched, however old it is.
+    /// touched, however old it is, nor is what it belongs to: the task that made it, and its group.
     pub async fn purge_ended_before(&mut self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        let sql = "DELETE FROM tasks WHERE task_id IN (SELECT task_id FROM tasks WHERE finished < $1 \
-                   AND state IN ('finished', 'error', 'canceled', 'skipped') ORDER BY finished LIMIT $2)";
+        let sql = "DELETE FROM tasks WHERE task_id IN (SELECT t.task_id FROM tasks t WHERE t.finished < $1 \
+                   AND t.state IN ('finished', 'error', 'canceled', 'skipped') \
+                   AND NOT EXISTS (SELECT 1 FROM tasks c WHERE c.parent_id = t.task_id \
+                   AND c.state IN ('waiting', 'accepted', 'running')) \
+                   AND NOT EXISTS (SELECT 1 FROM tasks g WHERE g.group_id = t.group_id \
+                   AND g.state IN ('waiting', 'accepted', 'running')) \
+                   ORDER BY t.finished LIMIT $2)";
         let done = sqlx::query(sql)
             .bind(before.micros())
             .bind(i64::from(limit))
             .execute(self.on())
             .await?;
         Ok(done.rows_affected())
+    }
+
+    pub(crate) async fn release_all(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
+        let sql = format!(
+            "DELETE FROM reservations WHERE task_id IN (SELECT r.id FROM {})",
+            records(self.engine, &[("id", "text")])
+        );
+        sqlx::query(assembled(sql))
+            .bind(ids_of(tasks))
+            .execute(self.on())
+            .await?;
+        Ok(())
     }
 
     pub(crate) async fn release_reservations(&mut self, id: TaskId) -> Result<(), StoreError> {

@@ -136,9 +136,17 @@ impl Part {
                 EntrySource::File { path: content, size } => {
                     let open =
                         File::open(&content).map_err(TaskError::io(format!("open {}", content.display())))?;
-                    let moving = Moving { inner: open, step, stop };
+                    let moving = Moving {
+                        inner: open,
+                        step,
+                        stop,
+                    };
                     tar.append_file(&path, moving, size).map_err(|e| {
-                        if stop.is_stopped() { TaskError::Stopped } else { fault(e) }
+                        if stop.is_stopped() {
+                            TaskError::Stopped
+                        } else {
+                            fault(e)
+                        }
                     })?;
                 }
             }

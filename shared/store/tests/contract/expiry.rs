@@ -5,10 +5,11 @@ use std::time::Duration;
 use pulp_model::{
     Attempt, ErrorCode, TaskId,
     deadline::{Deadline, Deadlines, HardLimits},
-    task::TaskState,
+    task::{Owner, TaskState},
 };
-use pulp_store::{StoreError, timeline::EventKind};
+use pulp_store::{StoreError, tasks::Submission, timeline::EventKind};
 use serde_json::json;
+use sqlx::Row as _;
 
 use crate::support::{BLINK, Bed, LONG, contract, delete, finish, publish, tick};
 
@@ -20,6 +21,8 @@ contract!(
     a_run_whose_effect_is_being_committed_is_left_alone,
     a_deadline_counts_from_the_claim_of_the_present_attempt,
     a_run_that_is_quiet_is_told_with_its_worker,
+    what_a_task_belongs_to_is_kept_until_it_has_ended_too,
+    a_cancel_of_what_waits_looks_at_no_other_task,
 );
 
 /// Hard deadlines: all of `long`, that of deletions `delete`.
@@ -167,4 +170,65 @@ async fn a_run_that_is_quiet_is_told_with_its_worker(bed: &Bed) {
     assert_eq!(quiet[0].id, silent.lease.task_id());
     assert_eq!(quiet[0].worker, Some(worker.name));
     assert!(quiet[0].silent >= Duration::from_secs(6), "{quiet:?}");
+}
+
+/// Deletes all that ended; gives how many that were.
+async fn forget(bed: &Bed) -> u64 {
+    let mut tx = bed.begin().await.unwrap();
+    let later = tx.now().await.unwrap().plus_micros(1_000_000);
+    let forgotten = tx.purge_ended_before(later, 100).await.unwrap();
+    tx.commit().await.unwrap();
+    forgotten
+}
+
+async fn what_a_task_belongs_to_is_kept_until_it_has_ended_too(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let (kind, other) = (delete("r"), delete("s"));
+    let mut tx = bed.begin().await.unwrap();
+    let submit = |kind| Submission::new(kind, Owner::system()).in_group("g");
+    let parent = tx.submit(&submit(&kind)).await.unwrap();
+    let sibling = tx.submit(&submit(&other)).await.unwrap();
+    tx.commit().await.unwrap();
+    let attempt = bed.grant(epoch, parent, &kind).await.unwrap();
+    let task = crate::support::claimed(bed.claim(parent, attempt, &worker).await.unwrap());
+    let mut fenced = bed.begin_fenced(&task.lease).await.unwrap();
+    let child = fenced.spawn(&publish("r", "d")).await.unwrap();
+    finish(fenced).await;
+    let cancel = async |id| {
+        let mut tx = bed.begin().await.unwrap();
+        tx.cancel_task(id).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    cancel(sibling).await;
+    assert_eq!(forget(bed).await, 0, "the child waits, in the same group");
+    // Without the group it is the child alone that keeps its parent.
+    bed.execute("UPDATE tasks SET group_id = NULL").await;
+    assert_eq!(forget(bed).await, 1, "the sibling");
+    assert!(bed.task(parent).await.unwrap().is_some());
+    cancel(child).await;
+    assert_eq!(forget(bed).await, 2);
+}
+
+/// By what the engine plans: it finds rows by their keys, and scans nothing.
+async fn a_cancel_of_what_waits_looks_at_no_other_task(bed: &Bed) {
+    if bed.is_postgres() {
+        // Of tables this small its plans tell nothing; the indexes are the same.
+        return;
+    }
+    let raw = bed.raw().await;
+    for statement in [
+        "SELECT state FROM tasks WHERE task_id = 'x'",
+        "UPDATE tasks SET state = 'canceled', finished = 1, cancel_requested = 1 WHERE task_id = 'x'",
+        "DELETE FROM reservations WHERE task_id = 'x'",
+        "DELETE FROM open_requests WHERE task_id IN ('x')",
+    ] {
+        let sql = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+        let plan = sqlx::query(sql).fetch_all(&raw).await.unwrap();
+        let steps: Vec<String> = plan.iter().map(|step| step.get("detail")).collect();
+        assert!(
+            !steps.is_empty() && steps.iter().all(|s| s.starts_with("SEARCH")),
+            "{statement}: {steps:?}"
+        );
+    }
 }
