@@ -58,7 +58,10 @@ pub(crate) async fn traced(request: Request, next: Next) -> Response {
 /// The method, if it is one of those that are answered: others are a client's to invent, without end.
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    known.into_iter().find(|k| *k == method.as_str()).unwrap_or("OTHER")
+    known
+        .into_iter()
+        .find(|k| *k == method.as_str())
+        .unwrap_or("OTHER")
 }
 
 #[cfg(test)]
