@@ -41,8 +41,6 @@ pub(crate) fn accepted(tasks: &[TaskId], result: &Value) -> Response {
 
 /// Makes a task for whoever asks and answers 202.
 pub(crate) async fn enqueued(store: &Store, requester: &Requester, kind: &TaskKind) -> Reply {
-    let mut tx = store.begin().await?;
-    let id = tx.submit(&requester.submission(kind)).await?;
-    tx.commit().await?;
+    let id = store.submit(&requester.submission(kind)).await?;
     Ok(accepted(&[id], &Value::Null))
 }

@@ -1,17 +1,21 @@
-//! One class of tasks: take a grant when a slot is free, claim it, ack it, run it.
+//! One class of tasks: take grants when slots are free, claim them, run them, ack them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use pulp_broker::{BrokerError, Consumer, Delivery, Message, Queue};
+use pulp_broker::{BrokerError, Consumer, Delivery, Message, Queue, ack_all};
 use pulp_model::{Attempt, TaskId, task::TaskClass};
 use pulp_runtime::backoff::Backoff;
 use pulp_store::{ClaimOutcome, ClaimedTask, StoreError};
 use pulp_trace::{Span, SpanKind};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use crate::{Worker, attempt, metrics};
+use crate::{Worker, attempt, metrics, slots::Slots};
+
+/// A run that ends within this has its grant acked at its end, together with others; the grants of the others are acked
+/// then. Far below what a broker waits for.
+const QUICK: Duration = Duration::from_millis(100);
 
 /// Serves the class until `end` fires.
 pub(crate) async fn serve(
@@ -21,96 +25,178 @@ pub(crate) async fn serve(
     end: CancellationToken,
     tasks: TaskTracker,
 ) {
-    let free = Arc::new(Semaphore::new(slots));
-    let mut grants = Grants {
-        class,
-        consumer: None,
+    let (over, mut ends) = mpsc::unbounded_channel();
+    let mut served = Served {
+        worker,
+        tasks,
+        over,
+        slots: Slots::new(slots),
+        grants: Grants::new(class),
+        held: HashMap::new(),
     };
     loop {
-        let slot = tokio::select! {
-            slot = Arc::clone(&free).acquire_owned() => slot,
-            () = end.cancelled() => return,
-        };
-        let Ok(slot) = slot else { return };
-        let delivery = tokio::select! {
-            delivery = grants.next(&worker) => delivery,
-            () = end.cancelled() => return,
-        };
-        if free.available_permits() == 0 {
-            // Before the ack: otherwise the broker parks the next grant here, where nobody can run it.
-            grants.pause().await;
+        if let Some(prefetch) = served.slots.prefetch() {
+            served.grants.retire(prefetch).await;
         }
-        take(&worker, &delivery, slot, &tasks, &end).await;
+        let (free, settle_at) = (served.slots.free(), served.slots.settle_at());
+        tokio::select! {
+            biased;
+            () = end.cancelled() => break,
+            Some(ended) = ends.recv() => {
+                let mut all = vec![ended];
+                while let Ok(ended) = ends.try_recv() {
+                    all.push(ended);
+                }
+                served.runs_ended(&all).await;
+            }
+            () = at(settle_at) => served.settle_slow().await,
+            batch = served.grants.next_batch(&served.worker, free), if free > 0 => served.take(batch, &end).await,
+        }
+    }
+    served.settle_slow().await;
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
-/// Claims a grant and starts its run. Whatever can't be claimed is acked and forgotten: the rows tell who has it.
-async fn take(
-    worker: &Arc<Worker>,
-    delivery: &Delivery,
-    slot: OwnedSemaphorePermit,
-    tasks: &TaskTracker,
-    end: &CancellationToken,
-) {
-    let Message::Grant {
-        task_id,
-        attempt,
-        class,
-        ..
-    } = *delivery.message()
-    else {
-        tracing::warn!(
-            message = delivery.message().type_name(),
-            "not a grant; passed over"
-        );
-        settle(delivery).await;
-        return;
-    };
-    let span = Span::below(delivery.trace(), "task.claim", SpanKind::Consumer);
-    span.set("task.id", &task_id);
-    span.set("task.attempt", &attempt);
-    let outcome = span.run(claim(worker, task_id, attempt, end)).await;
-    span.set("task.claimed", &matches!(outcome, Ok(ClaimOutcome::Claimed(_))));
-    drop(span);
-    match outcome {
-        Ok(ClaimOutcome::Claimed(claimed)) => {
-            metrics::claimed(class, "claimed");
-            metrics::queued(class, attempt, &claimed);
-            settle(delivery).await;
-            start(worker, *claimed, slot, tasks);
+/// A class with what runs of it here.
+struct Served {
+    worker: Arc<Worker>,
+    tasks: TaskTracker,
+    over: mpsc::UnboundedSender<TaskId>,
+    slots: Slots,
+    grants: Grants,
+    /// Grants of runs that are not acked.
+    held: HashMap<TaskId, Delivery>,
+}
+
+impl Served {
+    /// Claims grants and starts their runs. Whatever can't be claimed is acked and forgotten: the rows tell who has it.
+    async fn take(&mut self, batch: Vec<Delivery>, end: &CancellationToken) {
+        let mut wanted = Vec::with_capacity(batch.len());
+        let mut settled = Vec::new();
+        for delivery in batch {
+            let &Message::Grant { task_id, attempt, .. } = delivery.message() else {
+                let message = delivery.message().type_name();
+                tracing::warn!(message, "not a grant; passed over");
+                settled.push(delivery);
+                continue;
+            };
+            if self.worker.running.contains(task_id) || wanted.iter().any(|w: &Wanted| w.task == task_id) {
+                settled.push(delivery);
+                continue;
+            }
+            let span = Span::below(delivery.trace(), "task.claim", SpanKind::Consumer);
+            span.set("task.id", &task_id);
+            span.set("task.attempt", &attempt);
+            wanted.push(Wanted {
+                task: task_id,
+                attempt,
+                delivery,
+                span,
+            });
         }
-        Ok(ClaimOutcome::Refused) => {
-            metrics::claimed(class, "refused");
-            tracing::debug!(task = %task_id, %attempt, "claimed by another, or over");
-            settle(delivery).await;
+        let grants: Vec<_> = wanted.iter().map(|w| (w.task, w.attempt)).collect();
+        match claim(&self.worker, &grants, end).await {
+            Ok(outcomes) => {
+                for (wanted, outcome) in wanted.into_iter().zip(outcomes) {
+                    settled.extend(self.claimed(wanted, outcome));
+                }
+            }
+            // Not acked, and if it was committed, the end of our own lease takes it from us.
+            Err(e) => {
+                tracing::warn!(error = %e, "can't claim, and the worker ends");
+                self.grants.keep(wanted.into_iter().map(|w| w.delivery));
+            }
         }
-        Ok(ClaimOutcome::Unreadable(why)) => {
-            tracing::warn!(task = %task_id, why, "this release can't run the task; it waits for one that can");
-            settle(delivery).await;
-        }
-        // Not acked: it goes to another worker, or is sent again.
-        Ok(ClaimOutcome::WorkerLost) => tracing::warn!(task = %task_id, "not claimed: the lease is lost"),
-        // Not acked either, and if it was committed, the end of our own lease takes it from us.
-        Err(e) => tracing::warn!(task = %task_id, error = %e, "can't claim, and the worker ends"),
+        settle(&settled).await;
     }
+
+    /// Gives back the grant if it is done with.
+    fn claimed(&mut self, wanted: Wanted, outcome: ClaimOutcome) -> Option<Delivery> {
+        let Wanted {
+            task,
+            attempt,
+            delivery,
+            span,
+        } = wanted;
+        let class = self.grants.class;
+        span.set("task.claimed", &matches!(outcome, ClaimOutcome::Claimed(_)));
+        match outcome {
+            ClaimOutcome::Claimed(claimed) => {
+                metrics::claimed(class, "claimed");
+                metrics::queued(class, attempt, &claimed);
+                self.held.insert(task, delivery);
+                self.slots.begin(task, Instant::now() + QUICK);
+                start(&self.worker, *claimed, self.over.clone(), &self.tasks);
+                return None;
+            }
+            ClaimOutcome::Refused => {
+                metrics::claimed(class, "refused");
+                tracing::debug!(%task, %attempt, "claimed by another, or over");
+            }
+            ClaimOutcome::Unreadable(why) => {
+                tracing::warn!(%task, why, "this release can't run the task; it waits for one that can");
+            }
+            // Not acked: it goes to another worker, or is sent again.
+            ClaimOutcome::WorkerLost => {
+                tracing::warn!(%task, "not claimed: the lease is lost");
+                self.grants.keep([delivery]);
+                return None;
+            }
+        }
+        Some(delivery)
+    }
+
+    async fn runs_ended(&mut self, ended: &[TaskId]) {
+        let settled: Vec<Delivery> = ended.iter().filter_map(|id| self.held.remove(id)).collect();
+        for id in ended {
+            self.slots.end(*id);
+        }
+        settle(&settled).await;
+        if self.held.is_empty() {
+            self.grants.forget_retired();
+        }
+    }
+
+    /// Acks the grants of what runs. Before that the consumer is given up: it counts them no more, and the broker would
+    /// park as many others here, where nobody can run them.
+    async fn settle_slow(&mut self) {
+        self.grants.pause().await;
+        self.slots.all_slow();
+        let held: Vec<Delivery> = self.held.drain().map(|(_, delivery)| delivery).collect();
+        settle(&held).await;
+        self.grants.forget_retired();
+    }
+}
+
+/// A grant that is being claimed.
+struct Wanted {
+    task: TaskId,
+    attempt: Attempt,
+    delivery: Delivery,
+    span: Span,
 }
 
 /// Asks until there is an answer, or the worker ends: a claim that failed may have been committed all the same, and
 /// then the task is ours, so that nobody else would ever run it.
 async fn claim(
     worker: &Worker,
-    task: TaskId,
-    attempt: Attempt,
+    grants: &[(TaskId, Attempt)],
     end: &CancellationToken,
-) -> Result<ClaimOutcome, StoreError> {
+) -> Result<Vec<ClaimOutcome>, StoreError> {
+    if grants.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut backoff = Backoff::for_connections();
     loop {
-        if worker.running.contains(task) {
-            return Ok(ClaimOutcome::Refused);
-        }
-        match worker.store.claim(task, attempt, &worker.incarnation).await {
+        match worker.store.claim_all(grants, &worker.incarnation).await {
             Err(e) if !end.is_cancelled() => {
-                tracing::warn!(task = %task, error = %e, "can't claim; asking again");
+                tracing::warn!(tasks = grants.len(), error = %e, "can't claim; asking again");
             }
             answer => return answer,
         }
@@ -121,7 +207,12 @@ async fn claim(
     }
 }
 
-fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit, tasks: &TaskTracker) {
+fn start(
+    worker: &Arc<Worker>,
+    claimed: ClaimedTask,
+    over: mpsc::UnboundedSender<TaskId>,
+    tasks: &TaskTracker,
+) {
     let worker = Arc::clone(worker);
     // Before anything else runs: a copy of the grant must find it.
     let (id, attempt) = (claimed.lease.task_id(), claimed.lease.attempt());
@@ -143,14 +234,18 @@ fn start(worker: &Arc<Worker>, claimed: ClaimedTask, slot: OwnedSemaphorePermit,
     );
     let run = async move {
         span.run(attempt::run(worker, claimed, entered)).await;
-        drop(slot);
+        // Nobody listens when the worker ends.
+        let _ = over.send(id);
     };
     tasks.spawn(run.instrument(lines));
 }
 
-async fn settle(delivery: &Delivery) {
-    if let Err(e) = delivery.ack().await {
-        tracing::debug!(error = %e, "the message will come again and be refused");
+async fn settle(deliveries: &[Delivery]) {
+    if deliveries.is_empty() {
+        return;
+    }
+    if let Err(e) = ack_all(deliveries).await {
+        tracing::debug!(error = %e, "messages will come again and be refused");
     }
 }
 
@@ -158,21 +253,41 @@ async fn settle(delivery: &Delivery) {
 struct Grants {
     class: TaskClass,
     consumer: Option<Box<dyn Consumer>>,
+    /// What the next consumer may have un-acked.
+    prefetch: u16,
+    /// Consumers that take nothing more, and keep what they handed out from coming again.
+    retired: Vec<Box<dyn Consumer>>,
+    /// Deliveries that must not be acked.
+    kept: Vec<Delivery>,
 }
 
 impl Grants {
-    /// The next grant. Dropping the future loses nothing.
-    async fn next(&mut self, worker: &Worker) -> Delivery {
+    const fn new(class: TaskClass) -> Self {
+        Self {
+            class,
+            consumer: None,
+            prefetch: 1,
+            retired: Vec::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    /// What is ready, at most `max`. Dropping the future loses nothing.
+    async fn next_batch(&mut self, worker: &Worker, max: usize) -> Vec<Delivery> {
         loop {
             if let Some(consumer) = &mut self.consumer {
-                match consumer.next().await {
-                    Ok(Some(delivery)) => return delivery,
-                    Ok(None) => {}
+                match consumer.next_batch(max).await {
+                    Ok(batch) if !batch.is_empty() => return batch,
+                    Ok(_) => {}
                     Err(e) => tracing::warn!(class = self.class.as_str(), error = %e, "the session broke"),
                 }
                 self.consumer = None;
             }
-            match worker.broker.consume(Queue::Class(self.class), 1).await {
+            match worker
+                .broker
+                .consume(Queue::Class(self.class), self.prefetch)
+                .await
+            {
                 Ok(consumer) => self.consumer = Some(consumer),
                 Err(BrokerError::Disconnected { .. }) => tokio::time::sleep(Duration::from_millis(200)).await,
                 Err(e) => {
@@ -183,11 +298,28 @@ impl Grants {
         }
     }
 
+    /// Takes nothing more by this consumer; what it handed out can still be acked.
     async fn pause(&mut self) {
-        if let Some(consumer) = &mut self.consumer
-            && let Err(e) = consumer.cancel().await
-        {
-            tracing::debug!(error = %e, "cancel");
+        if let Some(mut consumer) = self.consumer.take() {
+            if let Err(e) = consumer.cancel().await {
+                tracing::debug!(error = %e, "cancel");
+            }
+            self.retired.push(consumer);
         }
+    }
+
+    /// The next consumer may have so much un-acked.
+    async fn retire(&mut self, prefetch: usize) {
+        self.pause().await;
+        self.prefetch = u16::try_from(prefetch).unwrap_or(u16::MAX);
+    }
+
+    /// Lets consumers go that have nothing un-acked.
+    fn forget_retired(&mut self) {
+        self.retired.clear();
+    }
+
+    fn keep(&mut self, deliveries: impl IntoIterator<Item = Delivery>) {
+        self.kept.extend(deliveries);
     }
 }

@@ -12,6 +12,7 @@ mod kinds;
 mod metrics;
 mod progress;
 pub mod running;
+pub mod slots;
 pub mod stop;
 pub mod watch;
 

@@ -143,7 +143,7 @@ impl State {
         let stored = self.queues.get_mut(&consumer.queue)?.pop_front()?;
         self.next_number += 1;
         let delivery = Delivery {
-            message: stored.message,
+            message: stored.message.clone(),
             message_id: stored.message_id.clone(),
             trace: stored.trace.clone(),
             redelivered: stored.returns > 0,
@@ -189,7 +189,7 @@ impl Broker for MemoryBroker {
         let mut state = self.shared.open()?;
         for outgoing in batch {
             state.queues.entry(outgoing.queue).or_default().push_back(Stored {
-                message: outgoing.message,
+                message: outgoing.message.clone(),
                 message_id: Some(outgoing.message_id.clone()),
                 trace: outgoing.trace.clone(),
                 returns: 0,

@@ -66,7 +66,7 @@ impl fmt::Display for Queue {
 }
 
 /// A body for a queue. Identifiers only: the receiver reads the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Message {
     /// A task was accepted and waits for its resources.
@@ -78,6 +78,11 @@ pub enum Message {
     Ended {
         /// Which.
         task_id: TaskId,
+    },
+    /// Several of these at once, sent together because they came together: look at the rows.
+    Changed {
+        /// Which.
+        task_ids: Vec<TaskId>,
     },
     /// A task holds its resources: whoever claims this attempt first may run it.
     Grant {
@@ -96,15 +101,18 @@ impl Message {
     /// The queue where it belongs.
     pub const fn queue(&self) -> Queue {
         match self {
-            Self::Submitted { .. } | Self::Ended { .. } => Queue::Intake,
+            Self::Submitted { .. } | Self::Ended { .. } | Self::Changed { .. } => Queue::Intake,
             Self::Grant { class, .. } => Queue::Class(*class),
         }
     }
 
-    /// The task it speaks of.
-    pub const fn task_id(&self) -> TaskId {
+    /// The tasks it speaks of.
+    pub fn task_ids(&self) -> &[TaskId] {
         match self {
-            Self::Submitted { task_id } | Self::Ended { task_id } | Self::Grant { task_id, .. } => *task_id,
+            Self::Submitted { task_id } | Self::Ended { task_id } | Self::Grant { task_id, .. } => {
+                std::slice::from_ref(task_id)
+            }
+            Self::Changed { task_ids } => task_ids,
         }
     }
 
@@ -113,6 +121,7 @@ impl Message {
         match self {
             Self::Submitted { .. } => "submitted",
             Self::Ended { .. } => "ended",
+            Self::Changed { .. } => "changed",
             Self::Grant { .. } => "grant",
         }
     }

@@ -182,10 +182,10 @@ async fn a_batch_takes_what_has_piled_up(broker: Arc<dyn Broker>) {
     while seen.len() < batch.len() {
         let got = in_time("a batch", consumer.next_batch(7)).await.unwrap();
         assert!((1..=7).contains(&got.len()), "{}", got.len());
-        seen.extend(got.iter().map(|d| *d.message()));
+        seen.extend(got.iter().map(|d| d.message().clone()));
         ack_all(&got).await.unwrap();
     }
-    assert_eq!(seen, batch.iter().map(|o| o.message).collect::<Vec<_>>());
+    assert_eq!(seen, batch.iter().map(|o| o.message.clone()).collect::<Vec<_>>());
     drop(consumer);
     depth_becomes(&*broker, IMPORT, 0).await;
 }

@@ -5,9 +5,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pulp_broker::{Broker, BrokerError, Message, Outgoing};
+use pulp_broker::{Broker, BrokerError, Message, Outgoing, Queue};
 use pulp_runtime::backoff::Backoff;
-use pulp_store::{Store, StoreError};
+use pulp_store::{Store, StoreError, outbox::OutboxRow};
 use pulp_trace::{Span, SpanKind};
 use tokio_util::sync::CancellationToken;
 
@@ -84,20 +84,8 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
             return Ok(());
         }
         let full = taken.rows.len() as u32 == batch;
-        let mut outgoing = Vec::with_capacity(taken.rows.len());
-        let mut settled = Vec::new();
-        for row in &taken.rows {
-            match Message::from_json(row.body.as_bytes()) {
-                Ok(message) => {
-                    outgoing.push(Outgoing::new(message, row.id.clone()).within(row.trace.clone()));
-                }
-                // Nothing we wrote; the sweep will tell again whatever it was about.
-                Err(e) => {
-                    tracing::error!(id = row.id, error = %e, "an outbox row can't be read and is dropped");
-                    settled.push(row.id.clone());
-                }
-            }
-        }
+        let (parcels, mut settled) = parcels(&taken.rows);
+        let outgoing: Vec<Outgoing> = parcels.iter().map(|parcel| parcel.message.clone()).collect();
         let spans = spans_of(&outgoing);
         let confirmed = broker.publish(&outgoing).await.map_err(Fault::Broker);
         if let Err(fault) = &confirmed {
@@ -106,9 +94,9 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
         drop(spans);
         let confirmed = confirmed?;
         let mut unconfirmed = 0;
-        for (message, is_confirmed) in outgoing.into_iter().zip(confirmed) {
+        for (parcel, is_confirmed) in parcels.into_iter().zip(confirmed) {
             if is_confirmed {
-                settled.push(message.message_id);
+                settled.extend(parcel.rows);
             } else {
                 unconfirmed += 1;
             }
@@ -121,6 +109,54 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
             return Ok(());
         }
     }
+}
+
+/// A message, and the outbox rows that it stands for.
+struct Parcel {
+    message: Outgoing,
+    rows: Vec<String>,
+}
+
+/// News of so many tasks make one message at most.
+const NEWS: usize = 100;
+
+/// What is to be sent for these rows, and those of them for which there is nothing to be sent. News for the resource
+/// manager that lie here together are sent as one message: each costs the broker as much as a whole batch of rows costs
+/// the database. Where traces are recorded, each goes by itself, as a part of its own.
+fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
+    let (mut parcels, mut nothing): (Vec<Parcel>, Vec<String>) = (Vec::new(), Vec::new());
+    // Where the news that are being gathered are.
+    let mut news: Option<usize> = None;
+    for row in rows {
+        let message = match Message::from_json(row.body.as_bytes()) {
+            Ok(message) => message,
+            // Nothing we wrote; the sweep will tell again whatever it was about.
+            Err(e) => {
+                tracing::error!(id = row.id, error = %e, "an outbox row can't be read and is dropped");
+                nothing.push(row.id.clone());
+                continue;
+            }
+        };
+        let is_news = message.queue() == Queue::Intake && !pulp_trace::is_exporting();
+        if is_news && let Some(gathered) = news.and_then(|at| parcels.get_mut(at)) {
+            let mut task_ids = gathered.message.message.task_ids().to_vec();
+            task_ids.extend(message.task_ids());
+            if task_ids.len() <= NEWS {
+                gathered.message.message = Message::Changed { task_ids };
+                gathered.message.trace = None;
+                gathered.rows.push(row.id.clone());
+                continue;
+            }
+        }
+        if is_news {
+            news = Some(parcels.len());
+        }
+        parcels.push(Parcel {
+            message: Outgoing::new(message, row.id.clone()).within(row.trace.clone()),
+            rows: vec![row.id.clone()],
+        });
+    }
+    (parcels, nothing)
 }
 
 /// One for each message of a trace that somebody records: from here to the broker's confirm. A batch
@@ -137,7 +173,9 @@ fn spans_of(batch: &[Outgoing]) -> Vec<Span> {
             let span = Span::below(outgoing.trace.as_ref(), "outbox.publish", SpanKind::Producer);
             span.set("messaging.destination.name", outgoing.queue.key());
             span.set("messaging.message.id", &outgoing.message_id);
-            span.set("task.id", &outgoing.message.task_id());
+            if let [task] = outgoing.message.task_ids() {
+                span.set("task.id", task);
+            }
             span.count("messaging.batch.message_count", batch.len() as u64);
             span
         })
@@ -147,7 +185,7 @@ fn spans_of(batch: &[Outgoing]) -> Vec<Span> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
-    use pulp_broker::{ConnectOptions, Queue};
+    use pulp_broker::ConnectOptions;
     use pulp_model::task::TaskKind;
 
     use super::*;
@@ -181,7 +219,7 @@ mod tests {
         while got.len() < sent.len() {
             let next = tokio::time::timeout(Duration::from_secs(20), consumer.next());
             let delivery = next.await.expect("a message in time").unwrap().unwrap();
-            got.push(delivery.message().task_id());
+            got.extend_from_slice(delivery.message().task_ids());
             delivery.ack().await.unwrap();
         }
         assert_eq!(got, sent);

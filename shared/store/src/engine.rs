@@ -3,9 +3,9 @@
 //! SQL is written once, in the common subset, with `$1` parameters. What must differ stands here: how a
 //! transaction begins, what time it is, row locks (SQLite has one writer, so it needs none), settings of a connection.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use pulp_model::{Timestamp, task::TaskKind};
+use pulp_model::{TaskId, Timestamp, task::TaskKind};
 use sqlx::{
     Any, AnyConnection, AssertSqlSafe, Connection as _, Executor, Row as _, SqlSafeStr as _, SqlStr,
     Transaction,
@@ -16,7 +16,10 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::{
     StoreError,
+    attempts::PlainEnd,
     patience::{self, Patience, Patient, Pool},
+    tasks::Request,
+    together::Together,
 };
 
 /// Which database this is.
@@ -37,6 +40,8 @@ pub struct Store {
     writer: Arc<Mutex<()>>,
     /// Rung by every commit that left rows in the outbox.
     outbox_bell: Arc<Notify>,
+    pub(crate) requests: Together<Request, Result<TaskId, StoreError>>,
+    pub(crate) ends: Together<PlainEnd, Result<(), StoreError>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -91,6 +96,8 @@ impl Store {
             engine,
             writer: Arc::default(),
             outbox_bell: Arc::default(),
+            requests: Together::default(),
+            ends: Together::default(),
         })
     }
 
@@ -192,23 +199,33 @@ impl Tx {
 
     /// [Takes the turns](Self::turn_of) of every repository that a task claims, so that on each resource `created`
     /// grows in the order in which tasks become visible: whoever sees one of them sees all before it.
-    pub(crate) async fn turns_for(&mut self, kind: &TaskKind) -> Result<Timestamp, StoreError> {
-        let claims = kind.claims();
-        let others = claims
-            .iter()
-            .filter_map(|claim| claim.resource.as_str().strip_prefix("repository:"))
-            .filter(|repo| *repo != kind.repo_id().as_str());
-        // One always after the other by the same rule, lest two wait for each other.
-        let mut keys: Vec<&str> = others.chain([kind.repo_id().as_str()]).collect();
-        keys.sort_by_key(|repo| turn_key(repo));
-        let mut now = None;
-        for repo in keys {
-            now = Some(self.turn_of(repo).await?);
+    pub(crate) async fn turns_for<'k>(
+        &mut self,
+        kinds: impl IntoIterator<Item = &'k TaskKind>,
+    ) -> Result<Timestamp, StoreError> {
+        if self.engine == Engine::Sqlite {
+            return self.now().await;
         }
-        match now {
-            Some(now) => Ok(now),
-            None => self.now().await,
+        // Always in the same order, lest two transactions wait for each other.
+        let mut keys = BTreeSet::new();
+        for kind in kinds {
+            keys.insert(turn_key(kind.repo_id().as_str()));
+            let claims = kind.claims();
+            let repos = claims
+                .iter()
+                .filter_map(|claim| claim.resource.as_str().strip_prefix("repository:"));
+            keys.extend(repos.map(turn_key));
         }
+        // The clock is read once all rows of the common table were counted, that is, with the locks held.
+        let sql = "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(k) FROM \
+                   (SELECT CAST(value AS BIGINT) AS k FROM json_array_elements_text(CAST($1 AS json)) ORDER BY 1) AS keys), \
+                   turns AS MATERIALIZED (SELECT count(*) AS n FROM turn) \
+                   SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now FROM turns";
+        let found = sqlx::query(sql)
+            .bind(crate::row::to_json(&keys))
+            .fetch_one(self.on())
+            .await?;
+        Ok(Timestamp(found.try_get("now")?))
     }
 
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.
@@ -249,6 +266,31 @@ pub(crate) fn rows_of(columns: usize, rows: usize) -> String {
         .join(", ")
 }
 
+/// Rows given as one parameter, `$1`, the text of a JSON list of objects: `r` with these fields, each `text` or
+/// `bigint`. The statement's text is then the same for any number of rows, so that it is planned once.
+pub(crate) fn records(engine: Engine, fields: &[(&str, &str)]) -> String {
+    let list = |each: &dyn Fn(&str, &str) -> String| {
+        let all: Vec<String> = fields.iter().map(|(name, of)| each(name, of)).collect();
+        all.join(", ")
+    };
+    match engine {
+        Engine::Postgres => format!(
+            "json_to_recordset(CAST($1 AS json)) AS r({})",
+            list(&|name, of| format!("{name} {of}"))
+        ),
+        Engine::Sqlite => format!(
+            "(SELECT {} FROM json_each($1)) AS r",
+            list(&|name, _| format!("value ->> '{name}' AS {name}"))
+        ),
+    }
+}
+
+/// Tasks as [`records`] of a field `id`.
+pub(crate) fn ids_of(tasks: &[TaskId]) -> String {
+    let rows = tasks.iter().map(|id| serde_json::json!({ "id": id })).collect();
+    serde_json::Value::Array(rows).to_string()
+}
+
 /// A statement whose text differs with the number of its rows; it would only crowd the connection's cache.
 pub(crate) fn bulk<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
     sqlx::query(assembled(sql)).persistent(false)
@@ -271,9 +313,7 @@ async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Resul
         Engine::Postgres => "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
         Engine::Sqlite => "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER) AS now",
     };
-    Ok(Timestamp(
-        sqlx::query(sql).fetch_one(on).await?.try_get("now")?,
-    ))
+    Ok(Timestamp(sqlx::query(sql).fetch_one(on).await?.try_get("now")?))
 }
 
 /// Settings of a new connection. A statement that hangs must not hang its role for ever.

@@ -8,6 +8,9 @@ pub enum StoreError {
     /// The database can't be reached or is too busy; the same call may succeed later.
     #[error("the database is not available")]
     Unavailable(#[source] sqlx::Error),
+    /// The same, told to a call that was made together with others.
+    #[error("the database is not available, as another call found: {0}")]
+    NotTogether(String),
     /// A row with this key exists already.
     #[error("{0} exists already")]
     Duplicate(String),
@@ -99,7 +102,12 @@ fn is_passing(code: &str) -> bool {
 impl StoreError {
     /// Whether the same call may succeed later.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(self, Self::Unavailable(_) | Self::NotTogether(_))
+    }
+
+    /// What a call is told that failed together with this one.
+    pub(crate) fn for_another(&self) -> Self {
+        Self::NotTogether(with_causes(self))
     }
 
     pub(crate) fn corrupt(

@@ -11,7 +11,12 @@ use pulp_model::{
 use serde_json::{Map, Value};
 use sqlx::{Row as _, any::AnyRow};
 
-use crate::{Store, StoreError, Tx, engine::assembled, row, tasks::Submission};
+use crate::{
+    Store, StoreError, Tx,
+    engine::{assembled, ids_of, records},
+    row,
+    tasks::Submission,
+};
 
 /// What a schedule runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -392,6 +397,21 @@ impl Tx {
              WHERE task_id = $1 OR task_id = (SELECT parent_id FROM tasks WHERE task_id = $1))"
         ));
         sqlx::query(sql).bind(task.to_string()).execute(self.on()).await?;
+        Ok(())
+    }
+
+    /// [Counts](Self::count_run) the good ends of several tasks.
+    pub(crate) async fn count_good_runs(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
+        let ended = records(self.engine, &[("id", "text")]);
+        let sql = format!(
+            "UPDATE schedules SET consecutive_failures = 0 WHERE schedule_id IN (\
+             SELECT f.schedule_id FROM {ended} JOIN schedule_fires f ON f.task_id = r.id UNION \
+             SELECT f.schedule_id FROM {ended} JOIN tasks t ON t.task_id = r.id JOIN schedule_fires f ON f.task_id = t.parent_id)"
+        );
+        sqlx::query(assembled(sql))
+            .bind(ids_of(tasks))
+            .execute(self.on())
+            .await?;
         Ok(())
     }
 

@@ -18,7 +18,6 @@ use std::{path::PathBuf, sync::Arc};
 
 use pulp_model::{CodedError, ErrorCode, RepositoryId, Timestamp, history::HistoryResult, task::TaskKind};
 use pulp_store::{FencedTx, StoreError, TaskLease, attempts::Outcome, repositories::Repository};
-use serde_json::Value;
 
 use crate::{Worker, error::TaskError, progress::Report, stop::Stop};
 
@@ -129,8 +128,13 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
 
 /// Has had its turn, which is all that was asked.
 async fn probe(context: &Context) -> Result<(), TaskError> {
-    let tx = context.fence().await?;
-    tx.finish(&Outcome::Finished(Value::Null), &context.report.to_json())
+    if context.stop.is_stopped() {
+        return Err(TaskError::Stopped);
+    }
+    context.report.close();
+    let store = &context.worker.store;
+    store
+        .finish_without_effect(&context.lease, &context.report.to_json())
         .await?;
     Ok(())
 }

@@ -65,7 +65,9 @@ async fn a_grant_that_is_sent_again_keeps_its_trace(bed: &Bed) {
     traces_of_messages(bed, id).await;
     crate::support::tick(bed).await;
     assert_eq!(
-        bed.resend_unclaimed(epoch, std::time::Duration::ZERO).await.unwrap(),
+        bed.resend_unclaimed(epoch, std::time::Duration::ZERO)
+            .await
+            .unwrap(),
         1
     );
     assert_eq!(traces_of_messages(bed, id).await, [Some(caller())]);
