@@ -66,13 +66,12 @@ impl Export {
         for blob in wanted {
             let mut whole = true;
             for piece in self.pieces(blob) {
-                let here = match sizes.get(&piece.name) {
-                    Some(here) => *here,
-                    None => {
-                        let here = self.check_size(&piece.name, piece.file_size)?;
-                        sizes.insert(piece.name.clone(), here);
-                        here
-                    }
+                let here = if let Some(here) = sizes.get(&piece.name) {
+                    *here
+                } else {
+                    let here = self.check_size(&piece.name, piece.file_size)?;
+                    sizes.insert(piece.name.clone(), here);
+                    here
                 };
                 if !here {
                     missing.insert(piece.name);

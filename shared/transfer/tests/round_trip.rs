@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     fs,
-    io::{self, Read},
+    io::{self, Read, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -410,6 +410,9 @@ fn an_export_that_is_told_to_stop_stops_within_a_chunk() {
 #[test]
 fn a_full_disk_and_a_bad_path_are_told_by_codes_of_their_own() {
     let told = |kind: io::ErrorKind| code(&TransferError::writing(Path::new("/x"))(kind.into()));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let refused = (&full).write_all(b"x").unwrap_err();
+    assert_eq!(code(&TransferError::writing(Path::new("/x"))(refused)), "DKR1148");
     assert_eq!(told(io::ErrorKind::StorageFull), "DKR1148");
     assert_eq!(told(io::ErrorKind::QuotaExceeded), "DKR1148");
     assert_eq!(told(io::ErrorKind::PermissionDenied), "DKR1112");
