@@ -171,11 +171,12 @@ impl Postgres {
     ///
     /// When it doesn't start, or is not ours.
     pub fn start_again(&mut self) -> Result<()> {
-        // The sessions of a killed server notice its end by themselves; until then they keep its memory in use.
+        // The sessions of a killed server notice its end by themselves; until then they keep its memory in use, and it
+        // refuses to start. What it says of that may be drowned in what they say of their end.
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             match self.try_start() {
-                Err(e) if format!("{e}").contains("is still in use") && Instant::now() < deadline => {}
+                Err(_) if Instant::now() < deadline => {}
                 done => return done,
             }
         }
