@@ -681,7 +681,7 @@ fn words(env: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 /// Runs a future to its end from code that blocks.
-fn on_own_runtime<T: Send + 'static>(run: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub fn on_own_runtime<T: Send + 'static>(run: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
     let thread = std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
