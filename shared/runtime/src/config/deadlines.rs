@@ -129,7 +129,7 @@ pub(super) fn duration_or_never<'de, D: Deserializer<'de>>(
 fn parsed(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|e| format!("{text:?} is no duration such as \"90s\", \"15m\", \"6h\" or \"1day\": {e}"))?;
-    if duration.is_zero() || duration > Duration::from_secs(31_536_000) {
+    if duration.is_zero() || duration > Duration::from_hours(365 * 24) {
         return Err(format!("{text:?} must be above 0 and at most a year"));
     }
     Ok(duration)
