@@ -17,8 +17,9 @@ use crate::{
     fields::Fields,
     query::Query,
     replies::{self, Reply},
+    repositories,
     requester::Requester,
-    repositories, views,
+    views,
 };
 
 pub(crate) fn routes() -> Routes {
@@ -165,7 +166,11 @@ async fn update(
     replies::enqueued(&app.store, &requester, &kind).await
 }
 
-async fn delete(State(app): State<App>, requester: Requester, Segments((repo, distributor)): Segments<(String, String)>) -> Reply {
+async fn delete(
+    State(app): State<App>,
+    requester: Requester,
+    Segments((repo, distributor)): Segments<(String, String)>,
+) -> Reply {
     let repo = repositories::find_id(&app.store, &repo).await?;
     let found = find(&app, &repo, &distributor).await?;
     let kind = TaskKind::DeleteDistributor {

@@ -16,8 +16,9 @@ use crate::{
     errors::Segments,
     fields::Fields,
     replies::{self, Reply},
+    repositories,
     requester::Requester,
-    repositories, views,
+    views,
 };
 
 pub(crate) fn routes() -> Routes {
@@ -173,7 +174,11 @@ async fn update(
     replies::enqueued(&app.store, &requester, &kind).await
 }
 
-async fn delete(State(app): State<App>, requester: Requester, Segments((repo, importer)): Segments<(String, String)>) -> Reply {
+async fn delete(
+    State(app): State<App>,
+    requester: Requester,
+    Segments((repo, importer)): Segments<(String, String)>,
+) -> Reply {
     let repo_id = find(&app, &repo, &importer).await?.repo_id;
     replies::enqueued(&app.store, &requester, &TaskKind::DeleteImporter { repo_id }).await
 }
