@@ -6,11 +6,11 @@
 
 use std::{sync::LazyLock, time::Duration};
 
+use prometheus::{IntCounterVec, register_int_counter_vec};
 use pulp_content::ContentStore;
 use pulp_liveness::presence;
-use pulp_store::{Store, StoreError};
-use prometheus::{IntCounterVec, register_int_counter_vec};
 use pulp_runtime::registered_metric;
+use pulp_store::{Store, StoreError};
 use pulp_trace::{Span, SpanKind};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
