@@ -33,8 +33,11 @@ def plot(rates, subtitle):
     for n in workers:
         parts.append(f'<circle cx="{x(n):.1f}" cy="{y(rates[n]):.1f}" r="4.5" fill="#0b63b5"/>')
         share = f" ({rates[n] / linear[n]:.2f} of linear)" if n != workers[0] else ""
-        anchor = "end" if n == workers[-1] else "start"
-        shift = -8 if anchor == "end" else 10
-        parts.append(f'<text x="{x(n) + shift:.1f}" y="{y(rates[n]) + 22:.1f}" text-anchor="{anchor}" fill="#0b63b5">{rates[n]:.1f}{share}</text>')
-    parts.append(f'<text x="{x(workers[-1] * 0.62):.1f}" y="{y(linear[workers[-1]] * 0.62) - 12:.1f}" text-anchor="end" fill="#777">linear</text>')
+        anchor, shift = ("end", -12) if n == workers[-1] else ("start", 8)
+        parts.append(f'<text x="{x(n) + shift:.1f}" y="{y(rates[n]) + (64 if n == workers[-1] else 30):.1f}" text-anchor="{anchor}" fill="#0b63b5">{rates[n]:.1f}{share}</text>')
+    for row, (text, style) in enumerate((("measured", 'stroke="#0b63b5" stroke-width="2.5"'),
+                                         ("linear", 'stroke="#999" stroke-width="1.5" stroke-dasharray="6 5"'))):
+        height = TOP + 22 + 20 * row
+        parts.append(f'<line x1="{LEFT + 16}" x2="{LEFT + 52}" y1="{height}" y2="{height}" {style}/>')
+        parts.append(f'<text x="{LEFT + 60}" y="{height + 4}">{text}</text>')
     return "\n".join([*parts, "</svg>", ""])

@@ -43,7 +43,10 @@ impl V1Images {
     pub(crate) fn to_json(&self) -> String {
         match &self.listed {
             Some(listed) => listed.to_string(),
-            None => Value::from_iter(self.sorted_ids().map(|id| json!({ "id": id }))).to_string(),
+            None => {
+                let listed: Value = self.sorted_ids().map(|id| json!({ "id": id })).collect();
+                listed.to_string()
+            }
         }
     }
 
