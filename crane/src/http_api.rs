@@ -25,9 +25,8 @@ use crate::{
     files,
     schema1::Signer,
     small::Small,
-    trace,
     tokens::{self, TokenGate},
-    v1, v2,
+    trace, v1, v2,
 };
 
 /// Reads from disk in progress at most; more would only queue in the disk.
