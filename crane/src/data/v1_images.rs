@@ -41,13 +41,11 @@ impl V1Images {
 
     /// The images as the redirect file lists them, as JSON.
     pub(crate) fn to_json(&self) -> String {
-        match &self.listed {
-            Some(listed) => listed.to_string(),
-            None => {
-                let listed: Value = self.sorted_ids().map(|id| json!({ "id": id })).collect();
-                listed.to_string()
-            }
+        if let Some(listed) = &self.listed {
+            return listed.to_string();
         }
+        let listed: Value = self.sorted_ids().map(|id| json!({ "id": id })).collect();
+        listed.to_string()
     }
 
     /// Ids of the images in the order of the redirect file.
