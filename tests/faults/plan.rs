@@ -208,9 +208,10 @@ fn blow_to(victim: Victim, random: &mut Random) -> Blow {
 /// The first worker is never ended, so that what it may leak has time to show.
 fn a_worker(blow: Blow, random: &mut Random, workers: usize) -> Victim {
     let spared = matches!(blow, Blow::Kill | Blow::Stop | Blow::Twin);
-    Victim::Worker(match spared {
-        true => 1 + random.below(workers - 1),
-        false => random.below(workers),
+    Victim::Worker(if spared {
+        1 + random.below(workers - 1)
+    } else {
+        random.below(workers)
     })
 }
 
