@@ -56,9 +56,10 @@ async fn summary(State(app): State<App>, Segments(group): Segments<String>) -> R
 /// Cancels what has not ended.
 async fn cancel(State(app): State<App>, Segments(group): Segments<String>) -> Reply {
     let id = spelt(&group)?;
-    match tasks::stop(&app, &tasks::Stop::Group(&id)).await? {
-        true => Ok(replies::ok(&Value::Null)),
-        false => Err(unknown(&group)),
+    if tasks::stop(&app, &tasks::Stop::Group(&id)).await? {
+        Ok(replies::ok(&Value::Null))
+    } else {
+        Err(unknown(&group))
     }
 }
 

@@ -107,7 +107,7 @@ impl Bed {
     }
 }
 
-fn publish(repo: String) -> TaskKind {
+fn publish(repo: &str) -> TaskKind {
     TaskKind::Publish {
         repo_id: repo.parse().unwrap(),
         distributor_id: "web".parse().unwrap(),
@@ -116,7 +116,7 @@ fn publish(repo: String) -> TaskKind {
 }
 
 fn publishes(of: &str, count: usize) -> impl Iterator<Item = TaskKind> {
-    (0..count).map(move |n| publish(format!("{of}{n}")))
+    (0..count).map(move |n| publish(&format!("{of}{n}")))
 }
 
 fn user(login: &str) -> Owner {
@@ -133,7 +133,7 @@ async fn one_task_is_granted_soon_however_much_of_anothers_waits() {
     // What keeps two slots busy is granted, and not the 2,000.
     let ahead = bed.granted(&HashSet::new()).await;
     assert!((2..=8).contains(&ahead.len()), "{}", ahead.len());
-    let anns = bed.submit(&user("ann"), [publish("a".to_owned())]).await[0];
+    let anns = bed.submit(&user("ann"), [publish("a")]).await[0];
     leader.take_in(&[anns]).await.unwrap();
     // The next to be granted when a slot is free.
     let mut seen: HashSet<TaskId> = ahead.iter().copied().collect();

@@ -187,7 +187,7 @@ fn timeline(events: &Value) -> String {
     let line = |event: &Value| {
         let mut line = format!("{} {}", text(event, "at"), text(event, "event").replace('_', " "));
         if let Some(attempt) = event.get("attempt").and_then(Value::as_i64).filter(|n| *n > 1) {
-            line.push_str(&format!(", attempt {attempt}"));
+            line = format!("{line}, attempt {attempt}");
         }
         for (key, word) in [("worker_name", " by "), ("detail", ": ")] {
             if let Some(value) = event.get(key).and_then(Value::as_str) {

@@ -172,9 +172,7 @@ fn resources(s: &Situation, explanation: &Explanation<'_>) -> String {
     };
     let before = s.before_on_resources;
     if first.granted.is_some() && before > 0 {
-        message.push_str(&format!(
-            "; {before} task(s) that came before wait for the same resources"
-        ));
+        message = format!("{message}; {before} task(s) that came before wait for the same resources");
     }
     message
 }
