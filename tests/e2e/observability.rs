@@ -335,7 +335,7 @@ fn a_cluster_shows_a_sync_and_its_publish_as_one_trace_and_every_role_its_figure
 #[test]
 fn more_work_than_slots_shows_as_runnable_and_unclaimed() -> Result<()> {
     let upstream = Upstream::start()?;
-    let layer = upstream.blob(&[7; 50_000]);
+    let layer = upstream.blob(&vec![7; 50_000]);
     upstream.image("t", &[vec![7; 50_000]]);
     upstream.stall(&layer, Some(1_000));
     let server = Standalone::with(&[

@@ -104,13 +104,12 @@ async fn take(State(spans): State<Spans>, body: Bytes) -> StatusCode {
 }
 
 fn read(span: Sent, service: &str) -> Span {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     Span {
         service: service.to_owned(),
         name: span.name,
-        trace: hex(&span.trace_id),
-        id: hex(&span.span_id),
-        parent: hex(&span.parent_span_id),
+        trace: hex::encode(&span.trace_id),
+        id: hex::encode(&span.span_id),
+        parent: hex::encode(&span.parent_span_id),
         failed: span.status.is_some_and(|s| s.code() == SpanStatus::Error),
         attributes: span.attributes,
     }

@@ -552,7 +552,7 @@ impl Pulse {
                 Err(_) => {}
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Stops the run when it takes too long or stands still.

@@ -39,6 +39,14 @@ pub(crate) async fn serve(
             served.grants.retire(prefetch).await;
         }
         let (free, settle_at) = (served.slots.free(), served.slots.settle_at());
+        if free > 0 {
+            // Brought to its end: one that was given up half-way could leave a consumer behind that nobody hears.
+            tokio::select! {
+                biased;
+                () = end.cancelled() => break,
+                () = served.grants.consume(&served.worker) => {}
+            }
+        }
         tokio::select! {
             biased;
             () = end.cancelled() => break,
@@ -50,7 +58,7 @@ pub(crate) async fn serve(
                 served.runs_ended(&all).await;
             }
             () = at(settle_at) => served.settle_slow().await,
-            batch = served.grants.next_batch(&served.worker, free), if free > 0 => served.take(batch, &end).await,
+            batch = served.grants.next_batch(free), if free > 0 => served.take(batch, &end).await,
         }
     }
     served.settle_slow().await;
@@ -233,7 +241,7 @@ fn start(
         "run", task_id = %id, attempt = attempt.0, kind, trace_id = %span.place().trace_id()
     );
     let run = async move {
-        span.run(attempt::run(worker, claimed, entered)).await;
+        Box::pin(span.run(attempt::run(worker, claimed, entered))).await;
         // Nobody listens when the worker ends.
         let _ = over.send(id);
     };
@@ -272,17 +280,23 @@ impl Grants {
         }
     }
 
-    /// What is ready, at most `max`. Dropping the future loses nothing.
-    async fn next_batch(&mut self, worker: &Worker, max: usize) -> Vec<Delivery> {
-        loop {
-            if let Some(consumer) = &mut self.consumer {
-                match consumer.next_batch(max).await {
-                    Ok(batch) if !batch.is_empty() => return batch,
-                    Ok(_) => {}
-                    Err(e) => tracing::warn!(class = self.class.as_str(), error = %e, "the session broke"),
-                }
-                self.consumer = None;
-            }
+    /// What is ready, at most `max`; nothing if the consumer is over. Dropping the future loses nothing.
+    async fn next_batch(&mut self, max: usize) -> Vec<Delivery> {
+        let Some(consumer) = &mut self.consumer else {
+            return Vec::new();
+        };
+        match consumer.next_batch(max).await {
+            Ok(batch) if !batch.is_empty() => return batch,
+            Ok(_) => {}
+            Err(e) => tracing::warn!(class = self.class.as_str(), error = %e, "the session broke"),
+        }
+        self.consumer = None;
+        Vec::new()
+    }
+
+    /// Sees to it that there is a consumer.
+    async fn consume(&mut self, worker: &Worker) {
+        while self.consumer.is_none() {
             match worker
                 .broker
                 .consume(Queue::Class(self.class), self.prefetch)

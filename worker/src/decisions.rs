@@ -41,12 +41,11 @@ pub fn ending(reason: Option<StopReason>, fault: Fault, attempt: Attempt) -> End
         (Fault::Fenced, _) | (_, Some(StopReason::LeaseLost | StopReason::Fenced)) => Ending::Leave,
         (_, Some(StopReason::Draining)) => Ending::GiveBack,
         (_, Some(StopReason::Canceled)) => Ending::Cancel,
-        // It had its time; with another attempt it would only take it again.
-        (_, Some(StopReason::Overran(_))) => Ending::Fail,
         (Fault::NotYet, None) => Ending::Park,
         // Nothing was committed, or the fence refuses to give it back.
         (Fault::Outage, None) if attempt.0 < GIVE_UP_AT => Ending::GiveBack,
-        (Fault::Outage | Fault::Other, None) => Ending::Fail,
+        // What overran had its time; with another attempt it would only take it again.
+        (_, Some(StopReason::Overran(_))) | (Fault::Outage | Fault::Other, None) => Ending::Fail,
     }
 }
 

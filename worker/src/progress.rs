@@ -164,7 +164,7 @@ impl Report {
                 }
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     fn change(&self, with: impl FnOnce(&mut Steps)) {

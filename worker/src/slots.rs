@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// What runs in the slots of a class.
 #[derive(Debug)]
 pub struct Slots {
-    slots: usize,
+    in_all: usize,
     /// Runs that the present consumer counts.
     counted: HashSet<TaskId>,
     /// Runs that it doesn't count.
@@ -28,7 +28,7 @@ impl Slots {
     /// So many, all free.
     pub fn new(slots: usize) -> Self {
         Self {
-            slots,
+            in_all: slots,
             counted: HashSet::new(),
             others: HashSet::new(),
             settle: VecDeque::new(),
@@ -38,14 +38,14 @@ impl Slots {
 
     /// How many are free.
     pub fn free(&self) -> usize {
-        self.slots
+        self.in_all
             .saturating_sub(self.counted.len())
             .saturating_sub(self.others.len())
     }
 
     /// The prefetch of a new consumer that is to take the place of the present one; none if that one may go on.
     pub fn prefetch(&mut self) -> Option<usize> {
-        let possible = self.slots.saturating_sub(self.others.len());
+        let possible = self.in_all.saturating_sub(self.others.len());
         let too_small = match self.prefetch {
             None => true,
             Some(present) => {

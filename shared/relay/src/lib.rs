@@ -89,7 +89,9 @@ async fn drain(store: &Store, broker: &dyn Broker, batch: u32) -> Result<(), Fau
         let spans = spans_of(&outgoing);
         let confirmed = broker.publish(&outgoing).await.map_err(Fault::Broker);
         if let Err(fault) = &confirmed {
-            spans.iter().for_each(|span| span.fail(fault));
+            for span in &spans {
+                span.fail(fault);
+            }
         }
         drop(spans);
         let confirmed = confirmed?;

@@ -90,5 +90,5 @@ async fn spans_arrive_with_their_headers_and_a_receiver_that_hangs_holds_up_no_e
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    hex::encode(bytes)
 }

@@ -21,6 +21,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Which clients can do something with it at all: docker 20.10, podman 4, skopeo 1.9, containerd 1.6.
 #[derive(Clone, Copy)]
+#[allow(clippy::struct_excessive_bools)] // One a client.
 pub(super) struct Takers {
     pub(super) docker: bool,
     pub(super) podman: bool,

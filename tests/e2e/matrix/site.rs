@@ -165,11 +165,11 @@ fn start_crane(server: &Standalone, files: &Files) -> Result<(Pulp, SocketAddr)>
     fs::write(
         &config,
         format!(
-            "[server]\ncrane_listen = \"{address}\"\n[crane]\ndata_dir = {:?}\n\
-             [token]\nrealm = \"http://{}/token\"\npublic_keys = [{:?}]\n",
-            data.join("published/docker"),
+            "[server]\ncrane_listen = \"{address}\"\n[crane]\ndata_dir = \"{}\"\n\
+             [token]\nrealm = \"http://{}/token\"\npublic_keys = [\"{}\"]\n",
+            data.join("published/docker").display(),
             server.api(),
-            data.join("token.pub"),
+            data.join("token.pub").display(),
         ),
     )?;
     let text = |path: &Path| path.display().to_string();

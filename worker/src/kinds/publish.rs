@@ -191,7 +191,7 @@ async fn tidy(context: &Context, repo: &RepositoryId) {
     match tidied.await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => {
-            tracing::warn!(%error, "old publications stay behind, or the next change takes longer")
+            tracing::warn!(%error, "old publications stay behind, or the next change takes longer");
         }
         Err(error) => tracing::warn!(%error, "tidying up"),
     }

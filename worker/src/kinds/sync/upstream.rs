@@ -33,6 +33,10 @@ use crate::{Worker, error::TaskError, progress::StepHandle};
 /// Times that content is fetched anew whose bytes were others than promised.
 const TRIES: usize = 2;
 
+/// What may be on its way to the disk beside what is on its way here. The disk takes longer than a small blob's
+/// download, and many that wait for it together wait no longer than one.
+const KEEPING: usize = 24;
+
 /// A registry that wants a longer pause gets it, and the worker goes on with other work meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A registry that wants a still longer one is not waited for.
@@ -43,7 +47,10 @@ pub(super) struct UpstreamRepository {
     client: Client,
     account: UpstreamAccount,
     downloads: Downloads,
+    /// For what is on its way here.
     places: Semaphore,
+    /// For what is on its way here or to the disk.
+    open: Semaphore,
     name: RegistryId,
     content: ContentStore,
     /// Whose temporary blobs these are.
@@ -125,6 +132,7 @@ impl UpstreamRepository {
                 worker.settings.downloads_per_host,
             ),
             places: Semaphore::new(at_once),
+            open: Semaphore::new(at_once + KEEPING),
             content: worker.content.clone(),
             owner,
             at_once,
@@ -230,7 +238,7 @@ impl UpstreamRepository {
         let later = missing.split_off(allowed.min(missing.len()));
         let fetched: Result<Vec<Came>, TaskError> = stream::iter(missing)
             .map(|wanted| self.manifest(wanted))
-            .buffer_unordered(self.at_once)
+            .buffer_unordered(self.at_once + KEEPING)
             .try_collect()
             .await;
         self.account.note(&self.client).await?;
@@ -242,6 +250,8 @@ impl UpstreamRepository {
     }
 
     async fn manifest(&self, wanted: WantedManifest) -> Result<Came, TaskError> {
+        // It is never closed.
+        let place = self.places.acquire().await;
         let mut tries = 0;
         let found = loop {
             tries += 1;
@@ -263,6 +273,7 @@ impl UpstreamRepository {
                 Err(error) => return Err(self.unreadable(&error)),
             }
         };
+        drop(place);
         let declared = found.media_type.as_ref().or(wanted.media_type.as_ref());
         let mut manifest =
             Manifest::parse(&found.bytes, declared).map_err(|e| self.unfit(&found.digest, &e.to_string()))?;
@@ -352,7 +363,7 @@ impl UpstreamRepository {
             .partition(|(_, turn)| *turn == Turn::Ours);
         let mut came: Vec<BlobUnit> = stream::iter(ours)
             .map(|(blob, _)| self.blob(blob, advance))
-            .buffer_unordered(self.at_once)
+            .buffer_unordered(self.at_once + KEEPING)
             .try_collect()
             .await?;
         self.downloads.end(&digests).await?;
@@ -398,8 +409,6 @@ impl UpstreamRepository {
 
     async fn blob(&self, wanted: WantedBlob, advance: &BlobAdvance) -> Result<BlobUnit, TaskError> {
         let digest = wanted.digest.clone();
-        // It is never closed.
-        let _place = self.places.acquire().await;
         // Another sync of this process may be fetching it; then it is here once that is done.
         let turn = turn_of(&digest);
         let _turn = turn.lock().await;
@@ -435,6 +444,9 @@ impl UpstreamRepository {
     }
 
     async fn download_bytes(&self, wanted: &WantedBlob, advance: &BlobAdvance) -> Result<u64, Download> {
+        // They are never closed.
+        let _open = self.open.acquire().await;
+        let place = self.places.acquire().await;
         let mut reader = self.client.blob(&self.name, &wanted.digest).await?;
         if let Some(size) = wanted.size {
             reader.expect_size(size)?;
@@ -450,6 +462,8 @@ impl UpstreamRepository {
             advance.came(bytes.len() as u64);
             writer.write(bytes).await?;
         }
+        // What is whole waits for the disk in nobody's way.
+        drop((reader, place));
         Ok(writer.commit(&wanted.digest).await?)
     }
 
