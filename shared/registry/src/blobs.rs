@@ -1,6 +1,6 @@
 //! Blobs: streamed, hashed on the way, resumed where they break off, whole or an error.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use pulp_model::{Digest, RegistryId, digest::Hasher};
@@ -16,9 +16,10 @@ use crate::{
 
 /// Times that one blob is taken up again at most, however much comes each time.
 const MAX_RESUMES: u32 = 100;
-/// Fewer bytes than this in a time of [`SLOW_FOR`] are as good as none.
+/// Times that one blob is taken up again because hardly anything came: a registry that drips would hold a sync for days.
+const MAX_SLOW_RESUMES: u32 = 5;
+/// Fewer bytes than this in the options' `slow_for` are as good as none.
 const SLOW_BYTES: u64 = 16 * 1024;
-const SLOW_FOR: Duration = Duration::from_mins(2);
 
 /// A blob on its way. Its end ([`next`](Self::next) gives none) means that all bytes came and hash to the digest.
 pub struct BlobReader {
@@ -34,6 +35,7 @@ pub struct BlobReader {
     skip: u64,
     failures: Failures,
     resumes: u32,
+    slow_resumes: u32,
     pace: (Instant, u64),
 }
 
@@ -54,6 +56,7 @@ impl Client {
             skip: 0,
             failures: Failures::none(),
             resumes: 0,
+            slow_resumes: 0,
             pace: (Instant::now(), 0),
         })
     }
@@ -113,7 +116,12 @@ impl BlobReader {
                     if !self.is_slow() {
                         return Ok(Some(came));
                     }
-                    self.resume("hardly anything came any more".to_owned()).await?;
+                    let reason = "hardly anything came any more".to_owned();
+                    self.slow_resumes += 1;
+                    if self.slow_resumes > MAX_SLOW_RESUMES {
+                        return Err(self.interrupted(reason));
+                    }
+                    self.resume(reason).await?;
                     return Ok(Some(came));
                 }
                 Ok(None) if self.size.is_some_and(|s| self.received < s) => {
@@ -152,7 +160,7 @@ impl BlobReader {
     }
 
     fn is_slow(&mut self) -> bool {
-        if self.pace.0.elapsed() < SLOW_FOR {
+        if self.pace.0.elapsed() < self.client.slow_for() {
             return false;
         }
         let came = std::mem::replace(&mut self.pace, (Instant::now(), 0)).1;

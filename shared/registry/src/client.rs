@@ -219,6 +219,10 @@ impl Client {
     }
 
     /// Requests for content at a time.
+    pub(crate) fn slow_for(&self) -> std::time::Duration {
+        self.shared.options.slow_for
+    }
+
     pub(crate) fn concurrency(&self) -> usize {
         self.shared.options.concurrency.max(1)
     }

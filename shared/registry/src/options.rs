@@ -15,6 +15,8 @@ pub struct ClientOptions {
     pub connect_timeout: Duration,
     /// How long nothing may come on a connection, in the midst of a blob too.
     pub idle_timeout: Duration,
+    /// A blob of which fewer than 16 KiB come in this time is taken up anew, a few times.
+    pub slow_for: Duration,
     /// How long a small document (token, tags, manifest) may take as a whole.
     pub document_timeout: Duration,
     /// Requests for content at a time; 1 or more.
@@ -35,6 +37,7 @@ impl Default for ClientOptions {
             credentials: None,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(1),
+            slow_for: Duration::from_mins(2),
             document_timeout: Duration::from_mins(1),
             concurrency: 4,
             user_agent: concat!("pulp/", env!("CARGO_PKG_VERSION")).to_owned(),

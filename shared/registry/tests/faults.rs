@@ -297,6 +297,68 @@ async fn a_socket_that_falls_silent_in_a_blob_is_given_up_and_the_blob_goes_on()
 }
 
 #[tokio::test]
+async fn a_blob_that_only_drips_is_given_up_in_bounded_time() {
+    let content = Bytes::from(noise(200_000));
+    let digest = Digest::sha256(&content);
+    let (base, log) = upstream(move |_, _| {
+        // A byte each time, and never an end: nothing that a time-out of silence would notice.
+        let drip = stream::unfold(content.clone(), |mut left| async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Some((Ok::<_, std::io::Error>(left.split_to(1)), left))
+        });
+        let dripping = Response::builder().header(header::CONTENT_LENGTH, 200_000);
+        dripping.body(Body::from_stream(drip)).unwrap()
+    })
+    .await;
+    let options = ClientOptions {
+        slow_for: Duration::from_millis(100),
+        ..options()
+    };
+    let client = Client::new(&base, options).unwrap();
+    let patience = Duration::from_secs(30);
+    let read = tokio::time::timeout(patience, read(&client, &digest)).await;
+    let error = read.expect("it is given up").unwrap_err();
+    assert!(matches!(error, RegistryError::Interrupted { .. }), "{error}");
+    assert!(error.to_string().contains("hardly anything came"), "{error}");
+    assert_eq!(log.lock().unwrap().len(), 6, "once, and five times anew");
+}
+
+#[tokio::test]
+async fn a_blob_that_was_packed_on_the_way_is_found_out() {
+    let digest = Digest::sha256("as it is");
+    // gzip's beginning, as a proxy that packs what it is asked not to pack would send it.
+    let (base, _) = upstream(|_, _| {
+        let labelled = Response::builder().header(header::CONTENT_ENCODING, "gzip");
+        labelled.body(Body::from(&b"\x1f\x8b\x08\0\0\0\0\0"[..])).unwrap()
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let error = read(&client, &digest).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Mismatch { .. }), "{error}");
+    assert!(error.to_string().contains(&digest.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn a_manifest_without_end_is_read_no_farther_than_a_manifest_may_be_long() {
+    let sent = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let (base, _) = upstream(move |_, _| {
+        let counter = Arc::clone(&counter);
+        let megabytes = stream::repeat_with(move || {
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 1 << 20]))
+        });
+        Response::new(Body::from_stream(megabytes.take(100)))
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let error = client.manifest(&name(), &latest()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
+    let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(sent < 50, "{sent} of 100 MiB were taken");
+}
+
+#[tokio::test]
 async fn one_token_does_for_all_requests_that_begin_together() {
     let (base, log) = upstream(|_, seen| {
         if seen.target.starts_with("/token") {
