@@ -65,15 +65,7 @@ impl Nodes {
                 broker: network.link(address(&broker_url)?)?,
                 database: network.link(address(&database_url)?)?,
             };
-            let mut env = clocks.env(&name)?;
-            env.extend(
-                [
-                    ("PULP_DATABASE_URL", links_of.database.through(&database_url)?),
-                    ("PULP_BROKER_URL", links_of.broker.through(&broker_url)?),
-                    ("PULP_CONTENT_URL", format!("file:{}", volume.path().display())),
-                ]
-                .map(|(key, value)| (key.to_owned(), value)),
-            );
+            let env = env_of(&name, &links_of, &clocks, &volume, [&database_url, &broker_url])?;
             envs.insert(name.clone(), env);
             links.insert(name, links_of);
         }
@@ -82,7 +74,7 @@ impl Nodes {
             "PULP_SERVER_API_LISTEN".to_owned(),
             second_api_listens.to_string(),
         ));
-        let env_of = |name: &str| envs.get(name).cloned().unwrap_or_default();
+        let known = |name: &str| envs.get(name).cloned().unwrap_or_default();
         let cluster = Cluster::with(ClusterOptions {
             name: "faults",
             managers,
@@ -90,11 +82,11 @@ impl Nodes {
             database_url: Some(database_url),
             broker_url: Some(broker_url),
             tasks: TASKS,
-            env: &env_of,
+            env: &known,
         })?;
-        let second_api = cluster.start_role_with(SECOND_API, "api", &env_of(SECOND_API))?;
+        let second_api = cluster.start_role_with(SECOND_API, "api", &known(SECOND_API))?;
         let second_scheduler =
-            cluster.start_role_with(SECOND_SCHEDULER, "scheduler", &env_of(SECOND_SCHEDULER))?;
+            cluster.start_role_with(SECOND_SCHEDULER, "scheduler", &known(SECOND_SCHEDULER))?;
         pulp_tests::wait_for("the second API", || {
             Ok(std::net::TcpStream::connect(second_api_listens).ok())
         })?;
@@ -120,22 +112,9 @@ impl Nodes {
             other => other,
         };
         self.starts += 1;
-        let mut env = self.clocks.env(node)?;
         let links = self.links.get(node).context("no such node")?;
-        env.extend(
-            [
-                (
-                    "PULP_DATABASE_URL",
-                    links.database.through(&self.cluster.database_url)?,
-                ),
-                ("PULP_BROKER_URL", links.broker.through(&self.cluster.broker_url)?),
-                (
-                    "PULP_CONTENT_URL",
-                    format!("file:{}", self.volume.path().display()),
-                ),
-            ]
-            .map(|(key, value)| (key.to_owned(), value)),
-        );
+        let urls = [&self.cluster.database_url, &self.cluster.broker_url].map(String::as_str);
+        let env = env_of(node, links, &self.clocks, &self.volume, urls)?;
         self.cluster
             .start_role_with(&format!("{node}-again-{}", self.starts), role, &env)
     }
@@ -216,6 +195,27 @@ impl Nodes {
 fn numbered<'a>(kind: &str, processes: &'a mut [Pulp]) -> Vec<(String, &'a mut Pulp)> {
     let named = |(n, p)| (format!("{kind}-{n}"), p);
     processes.iter_mut().enumerate().map(named).collect()
+}
+
+/// Variables of a process: its own clock, its own way to each engine, and the volume of all.
+fn env_of(
+    node: &str,
+    links: &Links,
+    clocks: &Clocks,
+    volume: &Volume,
+    [database, broker]: [&str; 2],
+) -> Result<Vec<(String, String)>> {
+    let mut env = clocks.env(node)?;
+    let more = [
+        ("PULP_DATABASE_URL", links.database.through(database)?),
+        ("PULP_BROKER_URL", links.broker.through(broker)?),
+        ("PULP_CONTENT_URL", format!("file:{}", volume.path().display())),
+        // The C library's allocator keeps what threads have freed, arena by arena, and grows in large steps for as
+        // long as it takes more arenas. What is to be seen is what the program keeps.
+        ("MALLOC_ARENA_MAX", "2".to_owned()),
+    ];
+    env.extend(more.map(|(key, value)| (key.to_owned(), value)));
+    Ok(env)
 }
 
 /// Where an engine's url leads to.
