@@ -670,7 +670,10 @@ mod tests {
 
     #[test]
     fn what_lacks_room_alone_is_told_apart_from_what_waits_for_its_resources() {
-        let (a, b) = ([Claim::exclusive(ResourceKey::from_stored("a"))], [Claim::exclusive(ResourceKey::from_stored("b"))]);
+        let (a, b) = (
+            [Claim::exclusive(ResourceKey::from_stored("a"))],
+            [Claim::exclusive(ResourceKey::from_stored("b"))],
+        );
         let mut table = LockTable::default();
         let first = TaskId::new();
         table.wait(&waiter(first, 3, &a));
@@ -678,12 +681,21 @@ mod tests {
         table.wait(&waiter(TaskId::new(), 5, &b));
         table.admit(9, Room::default());
         let class = TaskClass::Import;
-        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (3, (2, Some(Timestamp(3)))));
+        assert_eq!(
+            (table.waiting_in(class), table.runnable_in(class)),
+            (3, (2, Some(Timestamp(3))))
+        );
         assert_eq!(table.admit(1, Room::UNBOUNDED), [first]);
-        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (2, (1, Some(Timestamp(5)))));
+        assert_eq!(
+            (table.waiting_in(class), table.runnable_in(class)),
+            (2, (1, Some(Timestamp(5))))
+        );
         table.forget(first);
         table.admit(9, Room::default());
-        assert_eq!((table.waiting_in(class), table.runnable_in(class)), (2, (2, Some(Timestamp(4)))));
+        assert_eq!(
+            (table.waiting_in(class), table.runnable_in(class)),
+            (2, (2, Some(Timestamp(4))))
+        );
         assert_eq!(table.runnable_in(TaskClass::Sync), (0, None));
     }
 

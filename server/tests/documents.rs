@@ -101,8 +101,13 @@ fn every_figure_is_in_the_guide_and_every_alert_is_of_one() {
     assert_eq!(invented, Vec::<&String>::new(), "in docs/observability.md only");
     let alerts = figures(&fs::read_to_string(root().join("deploy/prometheus-alerts.yml")).unwrap());
     for name in &alerts {
-        let of_histogram = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
-        assert!(told.contains(name) || of_histogram.is_some_and(|n| told.contains(n)), "{name}");
+        let of_histogram = ["_bucket", "_count", "_sum"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        assert!(
+            told.contains(name) || of_histogram.is_some_and(|n| told.contains(n)),
+            "{name}"
+        );
     }
 }
 
