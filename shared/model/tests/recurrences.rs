@@ -1,6 +1,8 @@
 //! A hundred thousand random recurrences against a calendar that is walked day by day, with no arithmetic in common.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
+use std::fmt::Write as _;
+
 use chrono::{DateTime, Datelike as _, Days, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 use pulp_model::{
     Timestamp,
@@ -58,7 +60,7 @@ fn draw(random: &mut Random) -> Drawn {
     let part = |random: &mut Random, text: &mut String, letter: char, most: u64| {
         let n = if random.next(3) == 0 { random.next(most) } else { 0 };
         if n > 0 {
-            text.push_str(&format!("{n}{letter}"));
+            let _ = write!(text, "{n}{letter}");
         }
         n
     };

@@ -77,7 +77,7 @@ impl Tx {
                 "SELECT task_id, state FROM tasks WHERE {LEFT_OF_GROUP} ORDER BY task_id LIMIT {CHUNK}"
             );
             let sql = self.updating(sql);
-            let rows = bulk(sql).bind(group_id).fetch_all(self.on()).await?;
+            let rows = bulk(sql, 1).bind(group_id).fetch_all(self.on()).await?;
             self.stop(&rows, &mut canceled).await?;
         }
         Ok(Some(canceled))
@@ -85,7 +85,7 @@ impl Tx {
 
     async fn is_left(&mut self, group_id: &str) -> Result<bool, StoreError> {
         let sql = format!("SELECT task_id FROM tasks WHERE {LEFT_OF_GROUP} LIMIT 1");
-        let found = bulk(sql).bind(group_id).fetch_optional(self.on()).await?;
+        let found = bulk(sql, 1).bind(group_id).fetch_optional(self.on()).await?;
         Ok(found.is_some())
     }
 
@@ -121,7 +121,7 @@ impl Tx {
                 "UPDATE tasks SET cancel_requested = $1 WHERE cancel_requested IS NULL AND task_id IN ({})",
                 placeholders(2, chunk.len())
             );
-            let query = bulk(sql).bind(now.micros());
+            let query = bulk(sql, chunk.len()).bind(now.micros());
             let query = chunk
                 .iter()
                 .fold(query, |query, id: &TaskId| query.bind(id.to_string()));
@@ -140,7 +140,7 @@ impl Tx {
                 "UPDATE tasks SET state = 'canceled', finished = $1, cancel_requested = $1 WHERE task_id IN ({})",
                 placeholders(2, chunk.len())
             );
-            let query = bulk(sql).bind(now.micros());
+            let query = bulk(sql, chunk.len()).bind(now.micros());
             let query = chunk.iter().fold(query, |query, id| query.bind(id.to_string()));
             query.execute(self.on()).await?;
             let sql = format!(
@@ -149,7 +149,7 @@ impl Tx {
             );
             let query = chunk
                 .iter()
-                .fold(bulk(sql), |query, id| query.bind(id.to_string()));
+                .fold(bulk(sql, chunk.len()), |query, id| query.bind(id.to_string()));
             query.execute(self.on()).await?;
         }
         self.close_requests(ids).await?;
@@ -158,9 +158,9 @@ impl Tx {
     }
 
     async fn ids_in(&mut self, sql: &str, ids: &[TaskId]) -> Result<Vec<AnyRow>, StoreError> {
-        let query = ids
-            .iter()
-            .fold(bulk(sql.to_owned()), |query, id| query.bind(id.to_string()));
+        let query = ids.iter().fold(bulk(sql.to_owned(), ids.len()), |query, id| {
+            query.bind(id.to_string())
+        });
         Ok(query.fetch_all(self.on()).await?)
     }
 

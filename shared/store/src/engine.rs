@@ -52,6 +52,9 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// So long a connection that nobody used is taken to be alive.
+const FRESH: Duration = Duration::from_secs(1);
+
 impl Store {
     /// Opens a pool on `sqlite:<file>` or `postgres://…`. The schema is not looked at; see [`Store::check_schema`].
     ///
@@ -72,6 +75,17 @@ impl Store {
         let options = AnyPoolOptions::new()
             .max_connections(max_connections.max(2))
             .acquire_timeout(Duration::from_secs(5))
+            // One that was used a moment ago is there; a call less for each transaction.
+            .test_before_acquire(false)
+            .before_acquire(move |connection, used| {
+                let idle = used.idle_for;
+                Box::pin(async move {
+                    if idle < FRESH {
+                        return Ok(true);
+                    }
+                    patience::lives(connection, engine).await
+                })
+            })
             .after_connect(move |connection, _| Box::pin(async move { prepare(connection, engine).await }))
             .after_release(move |connection, _| {
                 Box::pin(async move { patience::lives(connection, engine).await })
@@ -291,9 +305,10 @@ pub(crate) fn ids_of(tasks: &[TaskId]) -> String {
     serde_json::Value::Array(rows).to_string()
 }
 
-/// A statement whose text differs with the number of its rows; it would only crowd the connection's cache.
-pub(crate) fn bulk<'q>(sql: String) -> Query<'q, Any, AnyArguments> {
-    sqlx::query(assembled(sql)).persistent(false)
+/// A statement whose text differs with the number of its rows. Those of one row, which is what a quiet system asks for
+/// all day, are planned once; the others would only crowd the connection's cache.
+pub(crate) fn bulk<'q>(sql: String, rows: usize) -> Query<'q, Any, AnyArguments> {
+    sqlx::query(assembled(sql)).persistent(rows == 1)
 }
 
 /// The advisory lock of a repository. A few hundred of them stand for all repositories, so that a transaction over

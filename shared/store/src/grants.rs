@@ -320,7 +320,7 @@ impl Tx {
                  WHERE state = 'waiting' AND COALESCE(not_before, 0) <= $2 AND task_id IN ({}) RETURNING task_id, attempt, created, traceparent, tracestate",
                 placeholders(3, chunk.len())
             );
-            let mut query = bulk(sql).bind(epoch.0).bind(now.micros());
+            let mut query = bulk(sql, chunk.len()).bind(epoch.0).bind(now.micros());
             for grant in chunk {
                 query = query.bind(grant.id.to_string());
             }
@@ -351,7 +351,7 @@ impl Tx {
                 "INSERT INTO reservations (resource, task_id, exclusive, place, granted) VALUES {}",
                 rows_of(5, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for (id, claim) in chunk {
                 query = query
                     .bind(claim.resource.as_str())

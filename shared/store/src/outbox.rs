@@ -93,10 +93,13 @@ impl OutboxBatch {
             None => self.store.begin().await?,
         };
         for chunk in confirmed.chunks(CHUNK) {
-            let mut query = bulk(format!(
-                "DELETE FROM outbox WHERE id IN ({})",
-                placeholders(1, chunk.len())
-            ));
+            let mut query = bulk(
+                format!(
+                    "DELETE FROM outbox WHERE id IN ({})",
+                    placeholders(1, chunk.len())
+                ),
+                chunk.len(),
+            );
             for id in chunk {
                 query = query.bind(id);
             }
@@ -114,7 +117,7 @@ impl Tx {
                 "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) VALUES {}",
                 rows_of(6, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for message in chunk {
                 let trace = message.trace.clone().or_else(TraceContext::current);
                 query = query

@@ -343,7 +343,7 @@ impl Tx {
                 "DELETE FROM open_requests WHERE task_id IN ({})",
                 placeholders(1, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for id in chunk {
                 query = query.bind(id.to_string());
             }

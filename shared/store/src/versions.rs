@@ -90,7 +90,7 @@ impl Store {
                  AND e.role IN ('manifest', 'member', 'config', 'layer') AND e.child_identity IN ({}) LIMIT 1",
                 placeholders(2, chunk.len())
             );
-            let mut query = bulk(sql).bind(repo.as_str());
+            let mut query = bulk(sql, chunk.len()).bind(repo.as_str());
             for unit in chunk {
                 query = query.bind(unit.identity());
             }
@@ -240,7 +240,7 @@ impl FencedTx {
                  ON CONFLICT (unit_id) DO NOTHING RETURNING unit_id",
                 rows_of(5, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for (id, unit) in chunk {
                 query = query
                     .bind(*id)
@@ -276,7 +276,7 @@ impl FencedTx {
                  ON CONFLICT (parent_unit_id, role, child_identity) DO NOTHING",
                 rows_of(3, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for (parent, role, child) in chunk {
                 query = query.bind(*parent).bind(*role).bind(child);
             }
@@ -297,7 +297,7 @@ impl FencedTx {
                 "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated) VALUES {}",
                 rows_of(5, chunk.len())
             );
-            let mut query = bulk(sql);
+            let mut query = bulk(sql, chunk.len());
             for (id, _) in chunk {
                 query = query
                     .bind(repo.as_str())
@@ -324,7 +324,7 @@ impl FencedTx {
                 "UPDATE repository_units SET {column} = $1 WHERE repo_id = $2 AND removed_in IS NULL AND unit_id IN ({})",
                 placeholders(3, chunk.len())
             );
-            let mut query = bulk(sql).bind(value).bind(repo.as_str());
+            let mut query = bulk(sql, chunk.len()).bind(value).bind(repo.as_str());
             for id in chunk {
                 query = query.bind(*id);
             }
