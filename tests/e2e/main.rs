@@ -17,6 +17,7 @@ mod roles;
 mod schedules;
 mod settled;
 mod sync;
+mod sync_at_length;
 mod transfer;
 mod tutorial;
 mod upstream;

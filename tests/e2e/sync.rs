@@ -62,7 +62,7 @@ fn digests(registry: &str, name: &str, tags: &[&str]) -> Result<BTreeMap<String,
         .collect()
 }
 
-fn tags_of(server: &impl Server, repo: &str) -> Result<Vec<String>> {
+pub(crate) fn tags_of(server: &impl Server, repo: &str) -> Result<Vec<String>> {
     let path = format!("/repositories/{repo}/search/units/");
     let (_, units) = server.call(
         "POST",

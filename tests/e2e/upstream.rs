@@ -40,6 +40,8 @@ struct Shared {
     sending: Mutex<(usize, usize)>,
     pause: Mutex<Duration>,
     retry_after: Mutex<u64>,
+    /// How many requests are answered still, if that is limited.
+    answered: Mutex<Option<usize>>,
 }
 
 /// How many manifests may be fetched, as Docker Hub tells it.
@@ -129,6 +131,31 @@ impl Upstream {
         for reference in [tag.to_owned(), digest.to_string()] {
             manifests.insert(reference, (media_type.to_owned(), digest.clone(), bytes.clone()));
         }
+    }
+
+    /// Another tag for what a tag names.
+    pub(crate) fn alias(&self, tag: &str, other: &str) {
+        let mut manifests = self.shared.manifests.lock().unwrap();
+        let same = manifests[tag].clone();
+        manifests.insert(other.to_owned(), same);
+    }
+
+    /// Answers so many requests more and leaves those after them without an answer; none answers all that come.
+    pub(crate) fn answer_only(&self, requests: Option<usize>) {
+        *self.shared.answered.lock().unwrap() = requests;
+    }
+
+    /// Requests so far.
+    pub(crate) fn asked(&self) -> usize {
+        self.shared.log.lock().unwrap().len()
+    }
+
+    /// Blobs and manifests that were asked for by digest after so many requests, in their order.
+    pub(crate) fn fetched_since(&self, asked: usize) -> Vec<Digest> {
+        let log = self.shared.log.lock().unwrap();
+        let gets = log.iter().skip(asked).filter(|(method, _)| method == "GET");
+        gets.filter_map(|(_, path)| path.rsplit('/').next()?.parse().ok())
+            .collect()
     }
 
     /// Sends so many bytes of a blob and then nothing; none sends all.
@@ -230,6 +257,17 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         .lock()
         .unwrap()
         .push((request.method().to_string(), path.clone()));
+    let answers = match shared.answered.lock().unwrap().as_mut() {
+        Some(0) => false,
+        Some(left) => {
+            *left -= 1;
+            true
+        }
+        None => true,
+    };
+    if !answers {
+        return std::future::pending().await;
+    }
     if path == "/v2/" {
         return Response::new(Body::from("{}"));
     }

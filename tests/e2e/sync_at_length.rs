@@ -1,0 +1,125 @@
+//! Syncs that are killed again and again, and syncs from a repository of very many tags.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result, ensure};
+use pulp_model::Digest;
+use pulp_tests::{Server, Standalone, files_below, wait_for};
+use serde_json::{Value, json};
+
+use crate::{
+    sync::{begin, create, noise, tags_of},
+    upstream::Upstream,
+};
+
+/// How often the server is killed, and how many syncs of different repositories that hits, each somewhere else.
+const KILLS: usize = 4;
+const SYNCS: usize = 5;
+
+/// What lies whole in the content store.
+fn kept(server: &Standalone) -> BTreeSet<Digest> {
+    let files = files_below(&server.data_dir().join("content/sha256"));
+    let name = |path: &std::path::PathBuf| path.file_name()?.to_str().map(ToOwned::to_owned);
+    let hex = files.iter().filter_map(name);
+    hex.filter_map(|hex| format!("sha256:{hex}").parse().ok())
+        .collect()
+}
+
+#[test]
+fn a_sync_killed_at_twenty_random_points_ends_well_and_fetches_nothing_whole_twice() -> Result<()> {
+    let seed = std::time::UNIX_EPOCH.elapsed()?.as_nanos() as usize % 1_000_000;
+    println!("seed {seed}");
+    let points = noise(seed, 2 * KILLS);
+    let upstream = Upstream::start()?;
+    let slots = SYNCS.to_string();
+    let mut server = Standalone::with(&[("PULP_TASKS_SLOTS_SYNC", &slots)])?;
+    for sync in 0..SYNCS {
+        let three = json!({"max_downloads": 3});
+        create(&server, &format!("m{sync}"), &upstream.url(), "up/stream", &three)?;
+    }
+    let mut again = 0;
+    for kill in 0..KILLS {
+        let repos = || (0..SYNCS).map(|sync| (format!("m{sync}"), format!("k{kill}-{sync}")));
+        for (sync, (_, tags)) in repos().enumerate() {
+            let own = 100 * kill + 10 * sync;
+            for n in 0..4 {
+                let layer = noise(1000 * seed + own + n, 20_000);
+                upstream.image(&format!("{tags}-{n}"), &[noise(seed + own, 90_000), layer]);
+            }
+        }
+        // The list, four times HEAD, four manifests, their configs, their layers and the one that they share: for each.
+        let drawn = usize::from(points[2 * kill]) * 256 + usize::from(points[2 * kill + 1]);
+        let answered = 1 + drawn % (18 * SYNCS);
+        let context = format!("seed {seed}, kill {kill} after {answered} answers");
+        let asked = upstream.asked();
+        upstream.answer_only(Some(answered));
+        let tasks: Vec<String> = repos()
+            .map(|(repo, tags)| begin(&server, &repo, &json!({"tags": [format!("{tags}-*")]})))
+            .collect::<Result<_>>()?;
+        wait_for("the point to kill it at", || {
+            Ok((upstream.asked() >= asked + answered).then_some(()))
+        })?;
+        let here = kept(&server);
+        let before = upstream.fetched_since(asked);
+        let mark = upstream.asked();
+        upstream.answer_only(None);
+        server.crash_and_start_again().context(context.clone())?;
+        for task in tasks {
+            let ended = server.wait_for_task(&task)?;
+            ensure!(ended["state"] == "finished", "{context}: {ended}");
+        }
+        let after = upstream.fetched_since(mark);
+        let twice: Vec<&Digest> = after.iter().filter(|d| here.contains(d)).collect();
+        ensure!(twice.is_empty(), "{context}: was here and was fetched: {twice:?}");
+        again += after.iter().filter(|d| before.contains(d)).count();
+    }
+    println!(
+        "{KILLS} kills of {SYNCS} syncs: {again} of {} manifests and blobs were on their way and fetched again",
+        KILLS * SYNCS * 13
+    );
+    for sync in 0..SYNCS {
+        let tags = tags_of(&server, &format!("m{sync}"))?;
+        assert_eq!(tags.len(), 4 * KILLS, "{tags:?}");
+    }
+    server.wait_until_clean()
+}
+
+#[test]
+fn twenty_plain_tags_of_fifty_thousand_cost_sixty_requests_at_most() -> Result<()> {
+    let upstream = Upstream::start()?;
+    // As registries have it: an image has a tag by its whole version and one by the version's beginning.
+    for n in 0..10 {
+        upstream.image(&format!("1.{n}"), &[noise(0, 5_000), noise(n + 1, 1_000)]);
+        upstream.alias(&format!("1.{n}"), &format!("1.{n}.0"));
+    }
+    for n in 0..49_980 {
+        upstream.alias("1.0", &format!("2.{n}"));
+    }
+    let server = Standalone::start()?;
+    let plain: Vec<String> = (0..10)
+        .flat_map(|n| [format!("1.{n}"), format!("1.{n}.0")])
+        .collect();
+    create(
+        &server,
+        "m",
+        &upstream.url(),
+        "up/stream",
+        &json!({ "tags": plain }),
+    )?;
+    let sync = || -> Result<Value> {
+        let task = server.wait_until_finished(&begin(&server, "m", &json!({}))?)?;
+        Ok(task["result"]["report"].clone())
+    };
+    let report = sync()?;
+    let asked = upstream.asked();
+    println!("{asked} requests: {}", report["requests"]);
+    assert_eq!(report["requests"]["total"], asked, "{report}");
+    assert!(asked <= 60, "{asked} requests: {report}");
+    assert_eq!(report["plan"]["tags_added"].as_array().map(Vec::len), Some(20));
+    assert_eq!(upstream.count("tags/list"), 0, "no need to list what is named");
+
+    let again = sync()?;
+    assert_eq!(upstream.asked() - asked, 20, "a request a tag: {again}");
+    assert_eq!(again["requests"]["manifests"], 0, "{again}");
+    server.wait_until_clean()
+}
