@@ -1,6 +1,10 @@
-//! What begins by itself: publishes by schedule, with one scheduler and with two of which one dies.
+//! What begins by itself: publishes by schedule, with one scheduler, with two of which one dies, and with two that are
+//! killed and paused over and over.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use pulp_tests::{Cluster, ClusterOptions, Pulp, Server, Standalone, images, wait_for};
@@ -128,5 +132,102 @@ fn of_two_schedulers_one_is_killed_and_every_slot_is_fired_once() -> Result<()> 
     );
     let failed = "SELECT COUNT(*) FROM tasks WHERE owner = 'scheduler' AND state = 'error'";
     assert_eq!(cluster.sql(failed)?, "0");
+    Ok(())
+}
+
+/// Schedules, and runs of each, at a slot a second: the shortest period that there is.
+const SCHEDULED: i64 = 200;
+const RUNS: i64 = 3;
+const REPOSITORIES: i64 = 10;
+
+#[test]
+fn with_schedulers_killed_and_paused_over_and_over_each_of_200_schedules_fires_each_slot_once() -> Result<()>
+{
+    let mut cluster = Cluster::with(ClusterOptions {
+        name: "slots",
+        managers: 1,
+        workers: 1,
+        ..ClusterOptions::default()
+    })?;
+    for repo in 0..REPOSITORIES {
+        cluster.create_repository(&format!("r{repo}"), &format!("ns/r{repo}"))?;
+    }
+    for n in 0..SCHEDULED {
+        let distributor = format!(
+            "/repositories/r{}/distributors/docker_web_distributor_name_cli",
+            n % REPOSITORIES
+        );
+        let schedule = json!({"schedule": format!("R{RUNS}/2020-01-01T00:00:00Z/PT1S"), "enabled": false});
+        let (status, made) = cluster.call(
+            "POST",
+            &format!("{distributor}/schedules/publish/"),
+            Some(&schedule),
+        )?;
+        ensure!(status == 201, "{status} {made}");
+    }
+    let paused = cluster.start_role("scheduler-paused", "scheduler")?;
+    let mut dead: Vec<String> = Vec::new();
+    let (mut kills, mut pauses) = (0, 0);
+    // All of them are due from one moment on.
+    cluster.sql("UPDATE schedules SET enabled = 1, next_slot = first_run")?;
+    let all = SCHEDULED * RUNS;
+    let count = |cluster: &Cluster| -> Result<i64> {
+        Ok(cluster.sql("SELECT COUNT(*) FROM schedule_fires")?.parse()?)
+    };
+    // Some more slots, or some time: whoever is paused may hold what the other waits for.
+    let a_little = |cluster: &Cluster| -> Result<bool> {
+        let (before, since) = (count(cluster)?, Instant::now());
+        wait_for("slots to be fired", || {
+            let now = count(cluster)?;
+            let over = now >= before + 40 || since.elapsed() > Duration::from_secs(3);
+            Ok((over || now >= all).then_some(now >= all))
+        })
+    };
+    let begun = Instant::now();
+    loop {
+        paused.signal("STOP")?;
+        pauses += 1;
+        let is_over = a_little(&cluster)?;
+        paused.signal("CONT")?;
+        cluster.scheduler.kill()?;
+        dead.extend(fired(&cluster.scheduler));
+        kills += 1;
+        if is_over || a_little(&cluster)? {
+            break;
+        }
+        cluster.scheduler = cluster.start_role(&format!("scheduler-{kills}"), "scheduler")?;
+        ensure!(
+            begun.elapsed() < Duration::from_secs(120),
+            "{} of {all} slots",
+            count(&cluster)?
+        );
+    }
+
+    let sql = |statement: &str| cluster.sql(statement);
+    println!(
+        "{} slots of {SCHEDULED} schedules, {kills} kills, {pauses} pauses",
+        count(&cluster)?
+    );
+    assert_eq!(count(&cluster)?, all);
+    let each = format!(
+        "SELECT COUNT(*) FROM schedules WHERE total_run_count = {RUNS} AND remaining_runs = 0 AND enabled = 0"
+    );
+    assert_eq!(sql(&each)?, SCHEDULED.to_string());
+    // A publish that still waits is not queued again: slots may share it. But each has one, and none is of no slot.
+    let with_task = "SELECT COUNT(*) FROM schedule_fires f JOIN tasks t ON t.task_id = f.task_id";
+    assert_eq!(sql(with_task)?, all.to_string());
+    let beside = "SELECT COUNT(*) FROM tasks WHERE owner = 'scheduler' \
+                  AND task_id NOT IN (SELECT task_id FROM schedule_fires)";
+    assert_eq!(sql(beside)?, "0");
+    let off = "SELECT COUNT(*) FROM schedule_fires f JOIN schedules s ON s.schedule_id = f.schedule_id \
+               WHERE (f.slot - s.first_run) % 1000000 <> 0 OR f.fired - f.slot NOT BETWEEN 0 AND 999999";
+    assert_eq!(sql(off)?, "0", "each was the latest slot when it was fired");
+    let told = dead.len() + fired(&paused).len();
+    assert!(told as i64 <= all, "{told} were told of {all}");
+    // Each that was killed may have died between a commit and its line.
+    assert!(
+        told as i64 >= all - kills,
+        "{told} were told of {all}, {kills} were killed"
+    );
     Ok(())
 }
