@@ -123,3 +123,47 @@ fn twenty_plain_tags_of_fifty_thousand_cost_sixty_requests_at_most() -> Result<(
     assert_eq!(again["requests"]["manifests"], 0, "{again}");
     server.wait_until_clean()
 }
+
+#[test]
+#[ignore = "takes a minute and more: 50,000 requests; run it with --ignored"]
+fn all_of_fifty_thousand_tags_are_synced_within_200_megabytes() -> Result<()> {
+    let upstream = Upstream::start()?;
+    for n in 0..100 {
+        upstream.image(&format!("1.{n}"), &[noise(0, 5_000), noise(n + 1, 1_000)]);
+    }
+    for n in 0..49_900 {
+        upstream.alias(&format!("1.{}", n % 100), &format!("2.{n}"));
+    }
+    let server = Standalone::start()?;
+    create(
+        &server,
+        "m",
+        &upstream.url(),
+        "up/stream",
+        &json!({"max_downloads": 20}),
+    )?;
+    let task = begin(&server, "m", &json!({}))?;
+    // It takes longer than others.
+    let ended = (0..5).find_map(|_| server.wait_for_task(&task).ok());
+    let ended = ended.context("it does not end")?;
+    assert_eq!(ended["state"], "finished", "{}", ended["error"]);
+    let report = &ended["result"]["report"];
+    assert_eq!(
+        report["plan"]["tags_added"].as_array().map(Vec::len),
+        Some(50_000)
+    );
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.pid()))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes: u64 = peak
+        .and_then(|p| p.split_whitespace().next())
+        .context("no VmHWM")?
+        .parse()?;
+    println!(
+        "peak {} MB, {} s, {}",
+        kilobytes * 1024 / 1_000_000,
+        report["seconds"],
+        report["requests"]
+    );
+    assert!(kilobytes * 1024 < 200_000_000, "{kilobytes} KiB");
+    Ok(())
+}

@@ -11,10 +11,15 @@ use sqlx::Row as _;
 
 use crate::{
     FencedTx, Store, StoreError,
-    engine::{CHUNK, bulk, placeholders, rows_of},
+    engine::{bulk, placeholders, rows_of},
     repositories, row,
     units::{read_unit, unit_id},
 };
+
+/// Rows that one statement takes at most. SQLite looks each parameter up in a list of those before it, so that a statement
+/// takes time by the square of its rows: with a thousand, the tags of a large repository kept its one writer busy for so
+/// long that leases ran out.
+const CHUNK: usize = 100;
 
 /// One version of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
