@@ -122,12 +122,22 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
+        self.begin_by("BEGIN").await
+    }
+
+    /// Begins a transaction whose commit need not outlive a crash of PostgreSQL: what it says is decided, or sent, again.
+    /// A crash takes the last commits in their order, so whatever was built upon this one is gone with it.
+    pub(crate) async fn begin_repeatable(&self) -> Result<Tx, StoreError> {
+        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
+    }
+
+    async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
         let (turn, inner) = match self.engine {
             Engine::Sqlite => {
                 let turn = Arc::clone(&self.writer).lock_owned().await;
                 (Some(turn), self.pool.begin_with("BEGIN IMMEDIATE").await?)
             }
-            Engine::Postgres => (None, self.pool.begin().await?),
+            Engine::Postgres => (None, self.pool.begin_with(postgres).await?),
         };
         Ok(Tx {
             inner,

@@ -163,7 +163,8 @@ impl Store {
         epoch: Epoch,
         grants: &[Grant],
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
-        let mut tx = self.begin().await?;
+        // A grant that a crash takes is one that was never made: no claim can have outlived it.
+        let mut tx = self.begin_repeatable().await?;
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
         let mut origins = Origins::new();

@@ -44,7 +44,8 @@ impl Store {
         // On SQLite the writer's place must not be held while the broker is waited for. Two relays may then
         // take the same row; consumers are idempotent.
         let tx = match self.engine {
-            Engine::Postgres => Some(self.begin().await?),
+            // A message that was sent and not deleted is sent again.
+            Engine::Postgres => Some(self.begin_repeatable().await?),
             Engine::Sqlite => None,
         };
         let mut batch = OutboxBatch {
