@@ -53,7 +53,7 @@ impl std::fmt::Debug for Store {
 }
 
 /// So long a connection that nobody used is taken to be alive.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_millis(50);
 
 impl Store {
     /// Opens a pool on `sqlite:<file>` or `postgres://…`. The schema is not looked at; see [`Store::check_schema`].
