@@ -444,11 +444,13 @@ fn a_sync_that_fails_changes_nothing_and_the_next_one_fetches_only_the_rest() ->
     upstream.corrupt(&layer, false);
     let asked = upstream.count("blobs/");
     let result = sync(&server, "m")?;
-    assert_eq!(
-        upstream.count("blobs/"),
-        asked + 2,
-        "only the blob that was wrong and the config that was to come after it"
+    let again = upstream.count("blobs/") - asked;
+    assert!(
+        (1..=2).contains(&again),
+        "only the blob that was wrong, and its config if that had not come meanwhile: {again}"
     );
+    let shared = Digest::sha256(noise(1, 40_000));
+    assert_eq!(upstream.count(&format!("blobs/{shared}")), 1, "it was here");
     assert_eq!(
         result["report"]["requests"]["manifests"], 0,
         "its manifest was kept"
@@ -485,7 +487,11 @@ fn what_an_upstream_can_do_wrong_has_a_code() -> Result<()> {
     let server = Standalone::start()?;
     create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
     let fails = |overrides: &Value, code: &str, says: &str| -> Result<()> {
-        let task = server.wait_for_task(&begin(&server, "m", overrides)?)?;
+        let id = begin(&server, "m", overrides)?;
+        let task = server.wait_for_task(&id).with_context(|| {
+            let now = server.call("GET", &format!("/tasks/{id}/wait_reason/"), None);
+            format!("{overrides} for {code}: {now:?}\n{}", server.process.log())
+        })?;
         ensure!(
             task["error"]["code"] == code,
             "{overrides} gave {}",
@@ -507,13 +513,13 @@ fn what_an_upstream_can_do_wrong_has_a_code() -> Result<()> {
         "elsewhere",
     )?;
     fails(&json!({"enable_v2": false}), "PLP0017", "enable_v2")?;
-    upstream.answer("manifests/t", 401);
-    fails(&json!({}), "DKR1114", "basic_auth_username")?;
-    upstream.answer("manifests/t", 429);
-    fails(&json!({}), "DKR1115", "too many requests")?;
-    upstream.answer("manifests/t", 0);
     upstream.manifest("odd", OCI_MANIFEST, b"{\"schemaVersion\": 7}");
     fails(&json!({}), "DKR1116", "schema version 7")?;
+    upstream.answer("manifests/t", 401);
+    fails(&json!({}), "DKR1114", "basic_auth_username")?;
+    // Last: what it asks for holds for the syncs after this one, too.
+    upstream.answer("manifests/t", 429);
+    fails(&json!({}), "DKR1115", "too many requests")?;
     assert!(tags_of(&server, "m")?.is_empty());
     Ok(())
 }
