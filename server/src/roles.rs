@@ -219,6 +219,7 @@ pub(crate) async fn worker(services: &Services, shutdown: &Shutdown) -> anyhow::
         transfer: pulp_worker::TransferSettings {
             import_dir: config.import_dir(),
             signing_key: config.export_signing_key(),
+            signing_key_password_file: config.transfer.signing_key_password_file.clone(),
             trusted_keys_dir: config.trusted_keys_dir(),
             require_signature: config.transfer.require_signature,
         },

@@ -27,7 +27,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let path = config.export_signing_key();
     let key = if path.exists() {
-        SigningKey::read(&path)?
+        SigningKey::read(&path, config.transfer.signing_key_password_file.as_deref())?
     } else {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;

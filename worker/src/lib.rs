@@ -83,6 +83,8 @@ pub struct TransferSettings {
     pub import_dir: PathBuf,
     /// The private key that signs exports; if there is no such file, they are not signed.
     pub signing_key: PathBuf,
+    /// The password of a key that cosign encrypted; none means an empty one.
+    pub signing_key_password_file: Option<PathBuf>,
     /// Public keys whose exports are taken; there need be no such directory.
     pub trusted_keys_dir: PathBuf,
     /// Whether an export must be signed by one of them.

@@ -11,6 +11,7 @@
 //! Source of the layout: OCI image specification, `image-layout.md`.
 
 mod contents;
+mod cosign;
 mod error;
 mod manifest;
 mod place;

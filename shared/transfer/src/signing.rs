@@ -23,7 +23,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use pulp_model::Digest;
 use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer, pem::PemObject as _};
 
-use crate::TransferError;
+use crate::{TransferError, cosign};
 
 /// A key that signs exports.
 pub struct SigningKey {
@@ -38,13 +38,26 @@ enum Kind {
 }
 
 impl SigningKey {
-    /// Reads a private key: Ed25519 or ECDSA P-256, PKCS#8 in PEM, not encrypted.
-    pub fn read(path: &Path) -> Result<Self, TransferError> {
+    /// Reads a private key: Ed25519 or ECDSA P-256, PKCS#8 in PEM, not encrypted; or one of cosign's, whose password
+    /// is the first line of `password_file`, or empty.
+    pub fn read(path: &Path, password_file: Option<&Path>) -> Result<Self, TransferError> {
         let fault = |reason: String| key_fault(path, reason);
         let pem = fs::read(path).map_err(|e| fault(e.to_string()))?;
+        if let Ok(text) = std::str::from_utf8(&pem)
+            && cosign::is_sealed(text)
+        {
+            let password = match password_file {
+                Some(file) => fs::read_to_string(file).map_err(|e| key_fault(file, e.to_string()))?,
+                None => String::new(),
+            };
+            let password = password.lines().next().unwrap_or_default();
+            let der = cosign::open(text, password.as_bytes()).map_err(fault)?;
+            return Self::of_pkcs8(&der)
+                .ok_or_else(|| fault("it is neither an Ed25519 nor an ECDSA P-256 key".to_owned()));
+        }
         if pem.windows(9).any(|w| w == b"ENCRYPTED") {
-            let reason = "it is encrypted; take the encryption off and protect the file by its mode instead, or \
-                          make a key by `pulp signing-key`";
+            let reason = "it is encrypted, and not by cosign; take the encryption off and protect the file by its mode \
+                          instead, or make a key by `pulp signing-key`";
             return Err(fault(reason.to_owned()));
         }
         let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| {
@@ -57,7 +70,7 @@ impl SigningKey {
             .ok_or_else(|| fault("it is neither an Ed25519 nor an ECDSA P-256 key".to_owned()))
     }
 
-    fn of_pkcs8(der: &[u8]) -> Option<Self> {
+    pub(crate) fn of_pkcs8(der: &[u8]) -> Option<Self> {
         if let Ok(pair) = Ed25519KeyPair::from_pkcs8(der) {
             let public = pair.public_key().as_der().ok()?.as_ref().to_vec();
             let kind = Kind::Ed25519(pair);
@@ -110,7 +123,7 @@ pub fn generate_key(path: &Path) -> Result<SigningKey, TransferError> {
     file.write_all(pem("PRIVATE KEY", der.as_ref()).as_bytes())
         .and_then(|()| file.sync_all())
         .map_err(|e| key_fault(path, e.to_string()))?;
-    SigningKey::read(path)
+    SigningKey::read(path, None)
 }
 
 /// The public keys whose exports are taken.
@@ -280,7 +293,7 @@ mod tests {
                 words.extend(["-pkeyopt", option]);
             }
             assert!(openssl(&words));
-            let key = SigningKey::read(Path::new(&out)).unwrap();
+            let key = SigningKey::read(Path::new(&out), None).unwrap();
             let line = key.sign(b"bytes").unwrap();
             fs::write(path("signature"), STANDARD.decode(line.trim()).unwrap()).unwrap();
             fs::write(path("public.pem"), key.public_pem()).unwrap();
@@ -308,14 +321,16 @@ mod tests {
         let rsa = path("rsa");
         assert!(openssl(&["genpkey", "-algorithm", "RSA", "-out", &rsa]));
         assert!(
-            SigningKey::read(Path::new(&rsa))
+            SigningKey::read(Path::new(&rsa), None)
                 .err()
                 .unwrap()
                 .to_string()
                 .contains("neither")
         );
-        fs::write(path("cosign"), "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n").unwrap();
-        let encrypted = SigningKey::read(Path::new(&path("cosign"))).err().unwrap();
+        fs::write(path("encrypted"), "-----BEGIN ENCRYPTED PRIVATE KEY-----\n").unwrap();
+        let encrypted = SigningKey::read(Path::new(&path("encrypted")), None)
+            .err()
+            .unwrap();
         assert!(encrypted.to_string().contains("encrypted"), "{encrypted}");
     }
 }

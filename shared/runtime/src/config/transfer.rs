@@ -15,6 +15,8 @@ pub struct TransferConfig {
     /// The private key that signs exports: Ed25519 or ECDSA P-256, PKCS#8 in PEM. Default `export-key.pem` below the
     /// storage root; if there is no such file, exports are not signed.
     signing_key: Option<PathBuf>,
+    /// A file whose first line is the password of a signing key that cosign encrypted; unset, an empty one is tried.
+    pub signing_key_password_file: Option<PathBuf>,
     /// Public keys in PEM whose exports are taken, `*.pem` and `*.pub`. Default `trusted-keys` below the storage root.
     trusted_keys_dir: Option<PathBuf>,
     /// Whether an export must be signed by one of them.
@@ -26,6 +28,7 @@ impl Default for TransferConfig {
         Self {
             import_dir: None,
             signing_key: None,
+            signing_key_password_file: None,
             trusted_keys_dir: None,
             require_signature: true,
         }

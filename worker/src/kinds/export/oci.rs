@@ -218,9 +218,10 @@ fn incomplete(missing: &[String]) -> CodedError {
 
 /// The key that is configured; none if there is no such file.
 fn signing_key(context: &Context) -> Result<Option<SigningKey>, TransferError> {
-    let path = &context.worker.settings.transfer.signing_key;
+    let settings = &context.worker.settings.transfer;
+    let path = &settings.signing_key;
     if path.exists() {
-        return SigningKey::read(path).map(Some);
+        return SigningKey::read(path, settings.signing_key_password_file.as_deref()).map(Some);
     }
     tracing::warn!(path = %path.display(), "there is no signing key: the export is not signed");
     Ok(None)

@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
-    allowance::UpstreamAccount,
+    allowance::{LONGEST_PARK, UpstreamAccount},
     downloads::{Downloads, LOOK, PATIENCE, turn_of},
     plan::{self, WantedBlob},
 };
@@ -39,8 +39,6 @@ const KEEPING: usize = 24;
 
 /// A registry that wants a longer pause gets it, and the worker goes on with other work meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A registry that wants a still longer one is not waited for.
-const LONGEST_PARK: Duration = Duration::from_hours(24);
 
 /// A repository of another registry.
 pub(super) struct UpstreamRepository {
