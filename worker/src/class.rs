@@ -17,6 +17,9 @@ use crate::{Worker, attempt, metrics, slots::Slots};
 /// then. Far below what a broker waits for.
 const QUICK: Duration = Duration::from_millis(100);
 
+/// How long an answer of the broker to a cancel is waited for, and, when the worker ends, one of the database.
+const AT_THE_END: Duration = Duration::from_secs(4);
+
 /// Serves the class until `end` fires.
 pub(crate) async fn serve(
     worker: Arc<Worker>,
@@ -202,7 +205,13 @@ async fn claim(
     }
     let mut backoff = Backoff::for_connections();
     loop {
-        match worker.store.claim_all(grants, &worker.incarnation).await {
+        let answer = tokio::select! {
+            answer = worker.store.claim_all(grants, &worker.incarnation) => answer,
+            () = patience_at_the_end(end) => return Err(StoreError::NotTogether(
+                "the database said nothing, and the worker ends".to_owned(),
+            )),
+        };
+        match answer {
             Err(e) if !end.is_cancelled() => {
                 tracing::warn!(tasks = grants.len(), error = %e, "can't claim; asking again");
             }
@@ -213,6 +222,12 @@ async fn claim(
             () = end.cancelled() => {}
         }
     }
+}
+
+/// Over when the worker has been ending for a while: a database that says nothing must not keep it.
+async fn patience_at_the_end(end: &CancellationToken) {
+    end.cancelled().await;
+    tokio::time::sleep(AT_THE_END).await;
 }
 
 fn start(
@@ -314,11 +329,17 @@ impl Grants {
 
     /// Takes nothing more by this consumer; what it handed out can still be acked.
     async fn pause(&mut self) {
-        if let Some(mut consumer) = self.consumer.take() {
-            if let Err(e) = consumer.cancel().await {
+        let Some(mut consumer) = self.consumer.take() else {
+            return;
+        };
+        match tokio::time::timeout(AT_THE_END, consumer.cancel()).await {
+            Ok(Ok(())) => self.retired.push(consumer),
+            Ok(Err(e)) => {
                 tracing::debug!(error = %e, "cancel");
+                self.retired.push(consumer);
             }
-            self.retired.push(consumer);
+            // The session is as good as over. With it goes what it handed out, and comes again.
+            Err(_) => tracing::warn!(class = self.class.as_str(), "the broker doesn't answer a cancel"),
         }
     }
 
