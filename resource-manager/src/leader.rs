@@ -324,7 +324,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
             let mut held = metrics::HeldBack::default();
             for task in self.held_back.values().filter(|t| t.class == class) {
                 held.parked += usize::from(!self.table.knows(task.id));
-                held.unserved += usize::from(task.not_before.is_none_or(|at| at <= self.now));
+                held.unserved += usize::from(self.is_due(task));
             }
             held
         });

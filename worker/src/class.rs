@@ -38,7 +38,7 @@ pub(crate) async fn serve(
         held: HashMap::new(),
     };
     loop {
-        if let Some(prefetch) = served.slots.prefetch() {
+        if let Some(prefetch) = served.slots.renew_prefetch() {
             served.grants.retire(prefetch).await;
         }
         let (free, settle_at) = (served.slots.free(), served.slots.settle_at());
@@ -61,7 +61,10 @@ pub(crate) async fn serve(
                 served.runs_ended(&all).await;
             }
             () = at(settle_at) => served.settle_slow().await,
-            batch = served.grants.next_batch(free), if free > 0 => served.take(batch, &end).await,
+            batch = served.grants.next_batch(free), if free > 0 => match batch {
+                Some(batch) => served.take(batch, &end).await,
+                None => served.session_over(),
+            },
         }
     }
     served.settle_slow().await;
@@ -174,11 +177,18 @@ impl Served {
         }
     }
 
+    /// The broker hands out again what was not acked, and the next consumer counts none of the runs.
+    fn session_over(&mut self) {
+        self.slots.without_consumer();
+        self.held.clear();
+        self.grants.forget_retired();
+    }
+
     /// Acks the grants of what runs. Before that the consumer is given up: it counts them no more, and the broker would
     /// park as many others here, where nobody can run them.
     async fn settle_slow(&mut self) {
         self.grants.pause().await;
-        self.slots.all_slow();
+        self.slots.without_consumer();
         let held: Vec<Delivery> = self.held.drain().map(|(_, delivery)| delivery).collect();
         settle(&held).await;
         self.grants.forget_retired();
@@ -295,18 +305,15 @@ impl Grants {
         }
     }
 
-    /// What is ready, at most `max`; nothing if the consumer is over. Dropping the future loses nothing.
-    async fn next_batch(&mut self, max: usize) -> Vec<Delivery> {
-        let Some(consumer) = &mut self.consumer else {
-            return Vec::new();
-        };
-        match consumer.next_batch(max).await {
-            Ok(batch) if !batch.is_empty() => return batch,
+    /// What is ready, at most `max`; none if the consumer is over. Dropping the future loses nothing.
+    async fn next_batch(&mut self, max: usize) -> Option<Vec<Delivery>> {
+        match self.consumer.as_mut()?.next_batch(max).await {
+            Ok(batch) if !batch.is_empty() => return Some(batch),
             Ok(_) => {}
             Err(e) => tracing::warn!(class = self.class.as_str(), error = %e, "the session broke"),
         }
         self.consumer = None;
-        Vec::new()
+        None
     }
 
     /// Sees to it that there is a consumer.

@@ -44,7 +44,7 @@ impl Slots {
     }
 
     /// The prefetch of a new consumer that is to take the place of the present one; none if that one may go on.
-    pub fn prefetch(&mut self) -> Option<usize> {
+    pub fn renew_prefetch(&mut self) -> Option<usize> {
         let possible = self.in_all.saturating_sub(self.others.len());
         let too_small = match self.prefetch {
             None => true,
@@ -87,8 +87,8 @@ impl Slots {
         self.settle.front().map(|(at, _)| *at)
     }
 
-    /// All grants were acked, and the consumer given up.
-    pub fn all_slow(&mut self) {
+    /// All grants were acked and the consumer given up, or it is lost with its session: it counts none of the runs.
+    pub fn without_consumer(&mut self) {
         self.others.extend(self.counted.drain());
         self.settle.clear();
         self.prefetch = None;
@@ -130,7 +130,7 @@ mod tests {
             let (mut unacked, mut acked): (Vec<TaskId>, Vec<TaskId>) = (Vec::new(), Vec::new());
             let mut prefetch = 0;
             for event in events {
-                if let Some(next) = model.prefetch() {
+                if let Some(next) = model.renew_prefetch() {
                     prefetch = next;
                     acked.append(&mut unacked);
                 }
@@ -152,7 +152,7 @@ mod tests {
                     Event::Settle => {
                         acked.append(&mut unacked);
                         prefetch = 0;
-                        model.all_slow();
+                        model.without_consumer();
                     }
                 }
                 prop_assert_eq!(model.free(), slots - unacked.len() - acked.len());
@@ -161,7 +161,7 @@ mod tests {
             for id in unacked.drain(..).chain(acked.drain(..)) {
                 model.end(id);
             }
-            let last = model.prefetch().unwrap_or(prefetch);
+            let last = model.renew_prefetch().unwrap_or(prefetch);
             prop_assert_eq!(last, slots);
             prop_assert!(model.settle_at().is_none());
         }
@@ -170,11 +170,11 @@ mod tests {
     #[test]
     fn quick_runs_go_through_one_consumer() {
         let mut slots = Slots::new(2);
-        assert_eq!(slots.prefetch(), Some(2));
+        assert_eq!(slots.renew_prefetch(), Some(2));
         for _ in 0..100 {
             let id = TaskId::new();
             slots.begin(id, Instant::now());
-            assert_eq!(slots.prefetch(), None);
+            assert_eq!(slots.renew_prefetch(), None);
             slots.end(id);
             assert_eq!(slots.settle_at(), None);
         }
@@ -183,14 +183,14 @@ mod tests {
     #[test]
     fn a_long_run_takes_one_slot_and_leaves_the_others() {
         let mut slots = Slots::new(4);
-        assert_eq!(slots.prefetch(), Some(4));
+        assert_eq!(slots.renew_prefetch(), Some(4));
         slots.begin(TaskId::new(), Instant::now());
-        slots.all_slow();
-        assert_eq!((slots.prefetch(), slots.free()), (Some(3), 3));
+        slots.without_consumer();
+        assert_eq!((slots.renew_prefetch(), slots.free()), (Some(3), 3));
         for _ in 0..3 {
             slots.begin(TaskId::new(), Instant::now());
         }
-        slots.all_slow();
-        assert_eq!((slots.prefetch(), slots.free()), (None, 0));
+        slots.without_consumer();
+        assert_eq!((slots.renew_prefetch(), slots.free()), (None, 0));
     }
 }
