@@ -8,7 +8,7 @@ use pulp_model::{
 };
 use sqlx::{Row as _, any::AnyRow};
 
-use crate::{Engine, Store, StoreError, Tx, row, workers::Incarnation};
+use crate::{Store, StoreError, Tx, row, workers::Incarnation};
 
 /// Who is known to a registry by what it counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,13 +205,6 @@ impl Tx {
             .fetch_one(self.on())
             .await?;
         Ok(found.try_get("n")?)
-    }
-}
-
-impl Store {
-    /// Whether other processes work on the same database.
-    pub const fn is_shared(&self) -> bool {
-        matches!(self.engine, Engine::Postgres)
     }
 }
 

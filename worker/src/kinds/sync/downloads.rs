@@ -8,7 +8,7 @@ use std::{
 };
 
 use pulp_model::Digest;
-use pulp_store::{Store, StoreError, upstreams::Turn, workers::Incarnation};
+use pulp_store::{Engine, Store, StoreError, upstreams::Turn, workers::Incarnation};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::plan::WantedBlob;
@@ -61,7 +61,7 @@ impl Downloads {
 
     /// Asks for the download of each. Within one process alone there is nobody to ask.
     pub(super) async fn begin(&self, digests: &[Digest]) -> Result<Vec<Turn>, StoreError> {
-        if !self.store.is_shared() && self.at_once.is_none() {
+        if self.store.engine() == Engine::Sqlite && self.at_once.is_none() {
             return Ok(vec![Turn::Ours; digests.len()]);
         }
         let turns = self

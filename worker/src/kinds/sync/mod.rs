@@ -60,9 +60,12 @@ pub(crate) async fn run(
     let upstream = UpstreamRepository::new(&settings, &context.worker, context.attempt_name())?;
     let steps = Steps::announce(context);
     let fetched = tokio::select! {
-        fetched = fetch(context, repo, &settings, &upstream, &steps, dry_run) => fetched?,
-        () = context.stop.stopped() => return Err(TaskError::Stopped),
+        fetched = fetch(context, repo, &settings, &upstream, &steps, dry_run) => fetched,
+        () = context.stop.stopped() => Err(TaskError::Stopped),
     };
+    // Also of a run that failed: others need not be refused to learn what it was told.
+    upstream.note_limits().await?;
+    let fetched = fetched?;
     if dry_run {
         return tell(context, &upstream, &fetched).await;
     }

@@ -143,6 +143,11 @@ impl UpstreamRepository {
         self.client.requests()
     }
 
+    /// Tells all workers what the registry has said about its limits since this was last done.
+    pub(super) async fn note_limits(&self) -> Result<(), TaskError> {
+        Ok(self.account.note(&self.client).await?)
+    }
+
     /// A span for what is asked of the upstream.
     fn span(&self, name: &'static str) -> Span {
         let span = Span::begin(name, SpanKind::Client);
@@ -198,7 +203,7 @@ impl UpstreamRepository {
             .buffer_unordered(self.at_once)
             .try_collect();
         let found = span.run(found).await;
-        self.account.note(&self.client).await?;
+        self.note_limits().await?;
         found
     }
 
@@ -221,9 +226,17 @@ impl UpstreamRepository {
     /// Brings manifests here, several at a time. If the upstream allows less than that, those that it allows are kept
     /// for the next try, which comes when it allows more.
     pub(super) async fn manifests(&self, wanted: Vec<WantedManifest>) -> Result<Vec<Came>, TaskError> {
+        let looked: Vec<(WantedManifest, Option<Came>)> = stream::iter(wanted)
+            .map(|one| async move {
+                let kept = self.kept_manifest(&one).await?;
+                Ok::<_, TaskError>((one, kept))
+            })
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await?;
         let (mut came, mut missing) = (Vec::new(), Vec::new());
-        for one in wanted {
-            match self.kept_manifest(&one).await? {
+        for (one, kept) in looked {
+            match kept {
                 Some(kept) => came.push(kept),
                 None => missing.push(one),
             }
@@ -239,7 +252,7 @@ impl UpstreamRepository {
             .buffer_unordered(self.at_once + KEEPING)
             .try_collect()
             .await;
-        self.account.note(&self.client).await?;
+        self.note_limits().await?;
         came.extend(fetched?);
         if !later.is_empty() {
             return Err(self.account.parked(allowance, later.len()));
@@ -342,13 +355,12 @@ impl UpstreamRepository {
         wanted: Vec<WantedBlob>,
         advance: &BlobAdvance,
     ) -> Result<Vec<BlobUnit>, TaskError> {
-        let came: Result<Vec<Vec<BlobUnit>>, TaskError> = stream::iter(self.downloads.groups(wanted))
+        let came: Vec<Vec<BlobUnit>> = stream::iter(self.downloads.groups(wanted))
             .map(|group| self.group(group, advance))
             .buffer_unordered(self.at_once)
             .try_collect()
-            .await;
-        self.account.note(&self.client).await?;
-        Ok(came?.into_iter().flatten().collect())
+            .await?;
+        Ok(came.into_iter().flatten().collect())
     }
 
     /// Brings blobs here that are asked for together, then those that others are at.
