@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use pulp_runtime::config::Config;
+use pulp_runtime::config::{Config, Sources};
 use serde::Deserialize as _;
 use toml::{Table, Value};
 
@@ -76,6 +76,19 @@ fn the_guide_lists_every_setting_with_its_variable() {
     for (key, columns) in &rows {
         let variable = format!("`PULP_{}`", key.replace('.', "_").to_ascii_uppercase());
         assert_eq!(columns[0], variable);
+    }
+}
+
+/// Those of a section that the loader doesn't know would be passed over without a word.
+#[test]
+fn variables_of_every_section_are_read() {
+    for key in all_keys() {
+        let (section, _) = key.rsplit_once('.').unwrap();
+        let wrong = format!("{section}.no_such_key");
+        let variable = format!("PULP_{}", wrong.replace('.', "_").to_ascii_uppercase());
+        let refused = Sources::new().environment([(variable, "1")]).build();
+        let told = refused.map(|_| ()).unwrap_err().to_string();
+        assert!(told.contains(&wrong), "{told}");
     }
 }
 

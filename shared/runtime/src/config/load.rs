@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use super::{Config, ConnectionUrl, Secret, check};
 
 /// Sections, and those within a section. A variable's name is split by the longest that fits.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "database",
     "broker",
     "content",
@@ -24,8 +24,9 @@ const SECTIONS: [&str; 15] = [
     "tasks.deadlines",
     "tasks.slots",
     "crane",
-    "transfer",
     "token",
+    "sync",
+    "transfer",
     "log",
     "metrics",
     "tracing",
@@ -584,6 +585,10 @@ mod tests {
             ("[tasks]\nowner_weights = {ann = 2}", "tasks.owner_weights"),
             ("[tasks]\nowner_weights = 'scheduler'", "tasks.owner_weights"),
             ("[tracing]\nendpoint = 'ftp://x'", "tracing.endpoint"),
+            (
+                "[tracing]\nendpoint = 'http://user:secret@collector:4318'",
+                "tracing.endpoint",
+            ),
             ("[tracing]\nsample_ratio = 1.5", "tracing.sample_ratio"),
             ("[tracing]\nheaders = 'no pair'", "tracing.headers"),
             (
