@@ -141,7 +141,6 @@ fn resource(service: &'static str) -> Resource {
 struct Http {
     client: reqwest::Client,
     runtime: Handle,
-    timeout: Duration,
     failing: AtomicBool,
 }
 
@@ -156,7 +155,6 @@ impl Http {
         Ok(Self {
             client,
             runtime,
-            timeout,
             failing: AtomicBool::new(false),
         })
     }
@@ -182,26 +180,17 @@ impl fmt::Debug for Http {
 impl HttpClient for Http {
     async fn send_bytes(&self, request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
         let client = self.client.clone();
-        let timeout = self.timeout;
         let sent = self.runtime.spawn(async move {
             let request: reqwest::Request = request.try_into()?;
-            let exchange = async {
-                let response = client.execute(request).await?;
-                let status = response.status();
-                // A receiver says little, and nothing of it is needed.
-                let body = response.bytes().await?;
-                Ok::<_, reqwest::Error>((status, body))
-            };
-            let (status, body) = tokio::time::timeout(timeout, exchange).await??;
-            let mut response = http::Response::new(body);
+            let came = client.execute(request).await?;
+            let status = came.status();
+            // A receiver says little, and nothing of it is needed.
+            let mut response = http::Response::new(came.bytes().await?);
             *response.status_mut() = status;
             Ok::<_, HttpError>(response)
         });
-        let answer = match sent.await {
-            Ok(answer) => answer,
-            // The runtime ends.
-            Err(e) => return Err(e.into()),
-        };
+        // Fails when the runtime ends.
+        let answer = sent.await?;
         match &answer {
             Ok(response) if response.status().is_success() => self.note(None),
             Ok(response) => self.note(Some(&format!("it answered {}", response.status()))),

@@ -214,9 +214,15 @@ fn tracing(config: &Config, demand: &mut impl FnMut(bool, &'static str, String))
         demand(
             matches!(url.scheme(), "http" | "https") && url.has_host(),
             "tracing.endpoint",
-            format!(
-                "{url} must be the http: or https: base url of an OTLP receiver, for example http://collector:4318"
-            ),
+            "must be the http: or https: base url of an OTLP receiver, for example http://collector:4318"
+                .into(),
+        );
+        // They would stand in the log when the receiver can't be reached.
+        demand(
+            url.username().is_empty() && url.password().is_none(),
+            "tracing.endpoint",
+            "must hold neither user nor password; give them by tracing.headers or tracing.headers_file"
+                .into(),
         );
     }
     demand(
