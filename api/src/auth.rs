@@ -22,7 +22,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose};
 use http::{HeaderMap, HeaderValue, Method, header};
 use pulp_model::Login;
-use pulp_store::users::{SUPER_USERS, User};
+use pulp_store::users::User;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -61,7 +61,7 @@ pub(crate) async fn guard(
 
 fn may(user: &User, operation: &str, path: &str) -> bool {
     let own = format!("{PREFIX}/users/{}", user.login);
-    user.roles.iter().any(|role| role == SUPER_USERS)
+    user.is_super_user()
         || operation == "READ"
         || (operation == "UPDATE" && path.trim_end_matches('/') == own)
 }

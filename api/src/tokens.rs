@@ -13,7 +13,6 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use pulp_model::{Puller, RegistryId, RobotName, Timestamp};
-use pulp_store::users::SUPER_USERS;
 use pulp_token::{PATH, Signed, Signer, pulls_asked_for};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -129,7 +128,7 @@ async fn identify(app: &ApiState, name: &str, secret: &str) -> Result<Asker, Api
         Ok(Puller::User(_)) | Err(_) => {
             let user = auth::check_password(app, name, secret).await?;
             Asker::Somebody {
-                everything: user.roles.iter().any(|role| role == SUPER_USERS),
+                everything: user.is_super_user(),
                 puller: Puller::User(user.login),
             }
         }

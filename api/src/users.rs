@@ -42,8 +42,7 @@ pub async fn ensure_first_user(
     login: &str,
     password: Option<String>,
 ) -> Result<FirstUser, ApiError> {
-    let is_super = |user: &User| user.roles.iter().any(|role| role == SUPER_USERS);
-    if store.users().await?.iter().any(is_super) {
+    if store.users().await?.iter().any(User::is_super_user) {
         return Ok(FirstUser::Existing);
     }
     let login: Login = login
@@ -173,15 +172,13 @@ async fn update(
 /// Deletes a user with sessions and rights. The last super-user stays: nobody could log in to make another.
 async fn delete(State(app): State<App>, Segments(login): Segments<String>) -> Reply {
     let user = find(&app.store, &login).await?;
-    let is_super = |user: &User| user.roles.iter().any(|role| role == SUPER_USERS);
-    let supers = app.store.users().await?.iter().filter(|u| is_super(u)).count();
-    if is_super(&user) && supers < 2 {
+    let mut tx = app.store.begin().await?;
+    if tx.is_last_super_user(&user.login).await? {
         return Err(ApiError::invalid(
             "login",
             format!("{login} is the last member of {SUPER_USERS}; make another one first"),
         ));
     }
-    let mut tx = app.store.begin().await?;
     tx.delete_user(&user.login).await?;
     tx.commit().await?;
     tracing::info!(login = %user.login, "user deleted");

@@ -23,6 +23,13 @@ pub struct User {
     pub roles: Vec<String>,
 }
 
+impl User {
+    /// Whether the user may do everything.
+    pub fn is_super_user(&self) -> bool {
+        self.roles.iter().any(|role| role == SUPER_USERS)
+    }
+}
+
 impl Store {
     /// One user.
     pub async fn user(&self, login: &Login) -> Result<Option<User>, StoreError> {
@@ -76,6 +83,25 @@ impl Tx {
         .await
         .map_err(|e| duplicate(e, "the user"))?;
         Ok(())
+    }
+
+    /// Whether this user is a super-user, and nobody else is. It stays so until the transaction ends: of transactions
+    /// that ask this at once each knows what the one before has done.
+    pub async fn is_last_super_user(&mut self, login: &Login) -> Result<bool, StoreError> {
+        // All rows, and always in the same order, lest two transactions wait for each other.
+        let sql =
+            self.locking("SELECT login, name, password_hash, roles FROM users ORDER BY login FOR UPDATE");
+        let mut others = false;
+        let mut this = false;
+        for row in sqlx::query(sql).fetch_all(self.on()).await? {
+            let user = read(&row)?;
+            if user.login == *login {
+                this = user.is_super_user();
+            } else {
+                others |= user.is_super_user();
+            }
+        }
+        Ok(this && !others)
     }
 
     /// Deletes a user with sessions and rights; false if there was none.

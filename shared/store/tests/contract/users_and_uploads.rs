@@ -13,6 +13,7 @@ contract!(
     a_session_names_its_user_until_it_ends,
     a_new_password_ends_the_users_sessions_and_no_others,
     sessions_that_have_ended_are_forgotten,
+    of_the_last_two_super_users_one_stays_though_both_are_deleted_at_once,
     an_upload_grows_and_never_shrinks,
     uploads_are_listed_oldest_first,
 );
@@ -99,6 +100,31 @@ async fn sessions_that_have_ended_are_forgotten(bed: &Bed) {
     tick(bed).await;
     open(bed, &admin.login, "new", LONG).await;
     assert_eq!(bed.number("SELECT COUNT(*) FROM sessions").await, 1);
+}
+
+async fn of_the_last_two_super_users_one_stays_though_both_are_deleted_at_once(bed: &Bed) {
+    let (ann, bob) = (user("ann"), user("bob"));
+    let mut plain = user("plain");
+    plain.roles.clear();
+    for user in [&ann, &bob, &plain] {
+        create(bed, user).await;
+    }
+    let delete = async |login: &Login| {
+        let mut tx = bed.begin().await.unwrap();
+        let may_go = !tx.is_last_super_user(login).await.unwrap();
+        // Whoever asks now waits for this one's end.
+        tick(bed).await;
+        if may_go {
+            assert!(tx.delete_user(login).await.unwrap());
+        }
+        tx.commit().await.unwrap();
+        may_go
+    };
+    let (first, second) = tokio::join!(delete(&ann.login), delete(&bob.login));
+    assert_ne!(first, second);
+    let left: Vec<_> = bed.users().await.unwrap();
+    assert_eq!(left.iter().filter(|user| user.is_super_user()).count(), 1);
+    assert!(delete(&plain.login).await);
 }
 
 async fn an_upload_grows_and_never_shrinks(bed: &Bed) {
