@@ -128,12 +128,15 @@ pub(crate) async fn stop(app: &ApiState, what: &Stop<'_>) -> Result<bool, ApiErr
         asked = canceled.asked.len(),
         "cancel asked for"
     );
+    let Some(broker) = &app.broker else {
+        return Ok(true);
+    };
     for task_id in canceled.asked {
-        if let Some(broker) = &app.broker
-            && let Err(error) = broker.broadcast(&Control::Cancel { task_id }).await
-        {
-            // Only a hint: its worker reads the request with its next heartbeat.
-            tracing::debug!(%task_id, %error, "the cancel was not broadcast");
+        if let Err(error) = broker.broadcast(&Control::Cancel { task_id }).await {
+            // Only a hint: workers read the request with their next heartbeat. The others would fail alike, each after
+            // some seconds, with the client waiting.
+            tracing::debug!(%task_id, %error, "this cancel and those after it were not broadcast");
+            break;
         }
     }
     Ok(true)
