@@ -229,7 +229,7 @@ async fn readers_never_see_an_error_or_a_mixture_while_a_repository_is_published
         let repo = "busybox".parse().unwrap();
         for round in 1..=60 {
             site.publish(&generations[round % 2].contents);
-            site.root.prune(&repo, 1, Duration::ZERO).unwrap();
+            site.root.prune(&repo, "tidy", 1, Duration::ZERO).unwrap();
         }
         site
     });

@@ -447,7 +447,7 @@ async fn a_request_that_meets_a_removed_publication_is_answered_from_the_next() 
     let next = site.image("busybox", "busybox", "b");
     site.publish(&next.contents);
     site.root
-        .prune(&next.contents.repository, 0, std::time::Duration::ZERO)
+        .prune(&next.contents.repository, "tidy", 0, std::time::Duration::ZERO)
         .unwrap();
     let reload = tokio::task::spawn_blocking(move || crane.reload());
     let (reply, reloaded) = tokio::join!(client.get("/v2/busybox/manifests/latest"), reload);

@@ -198,7 +198,13 @@ fn how_long_a_tree_has_been_replaced_is_counted_from_its_replacement() {
     fs::File::open(&tree).unwrap().set_modified(long_ago).unwrap();
     publish_change(&site, &all[0], &all[1], HOUR);
     let repo = "busybox".parse().unwrap();
-    assert!(site.root.prune(&repo, 0, HOUR).unwrap().removed.is_empty());
+    assert!(
+        site.root
+            .prune(&repo, "tidy", 0, HOUR)
+            .unwrap()
+            .removed
+            .is_empty()
+    );
     assert!(tree.exists());
 }
 
@@ -222,7 +228,7 @@ fn a_large_publication_has_a_spare_copy_that_the_next_change_takes() {
     assert!(!spare("small"), "not worth it");
     let old = many(&site, 2_000);
     let first = site.publish(old.clone());
-    site.root.prune(&repo, 0, Duration::ZERO).unwrap();
+    site.root.prune(&repo, "tidy", 0, Duration::ZERO).unwrap();
     assert!(
         !site.root.prepare_spare(&repo, "1", HOUR, &|| true).unwrap(),
         "told to stop"
@@ -235,7 +241,7 @@ fn a_large_publication_has_a_spare_copy_that_the_next_change_takes() {
     );
     assert!(!spare("3"), "one is enough");
     // It stays when what is old goes.
-    site.root.prune(&repo, 1, HOUR).unwrap();
+    site.root.prune(&repo, "tidy", 1, HOUR).unwrap();
     assert_eq!(trees(&site).len(), 2);
 
     let mut new = old.clone();
@@ -255,6 +261,86 @@ fn a_large_publication_has_a_spare_copy_that_the_next_change_takes() {
         .path()
         .join(format!("v2/master/busybox/{first}/manifests/2/v7"));
     assert!(tag_digest(&old, "v7").matches(&fs::read(before).unwrap()));
+}
+
+#[test]
+fn a_tree_that_is_being_removed_is_not_taken_for_the_next_change() {
+    let site = Site::new();
+    let repo = "busybox".parse().unwrap();
+    let held = many(&site, 10_000);
+    let first = site.publish(held.clone());
+    assert!(site.root.prepare_spare(&repo, "1", HOUR, &|| false).unwrap());
+    let v2 = site.root.path().join("v2");
+    let spare = v2.join(format!("master/busybox/{first}.spare-1/manifests/2"));
+    let links = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
+    let all = links(&spare);
+    let base = site.root.published(&repo).unwrap().unwrap();
+    let changed = Changed::new(base, change(&held, &held)).unwrap();
+    std::thread::scope(|scope| {
+        let prune = scope.spawn(|| site.root.prune(&repo, "tidy", 0, Duration::ZERO).unwrap());
+        while links(&spare) == all {
+            std::thread::yield_now();
+        }
+        let next = site
+            .root
+            .stage_change(changed, &PublicationId::new(), "2", Duration::ZERO);
+        next.unwrap().switch().unwrap();
+        prune.join().unwrap();
+    });
+    assert_eq!(links(&v2.join("web/busybox/manifests/2")), all);
+    assert!(site.root.attempts(&repo).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_dead_attempt_was_removing_goes_with_the_rest_of_it() {
+    let site = Site::new();
+    let repo = "busybox".parse().unwrap();
+    let [first, second] = ["a", "b"].map(|g| site.publish(site.image(g)));
+    for api in ["master", "v2/master"] {
+        let master = site.root.path().join(api).join("busybox");
+        // As far as it gets before its first file goes.
+        fs::rename(
+            master.join(first.to_string()),
+            master.join(format!(".{first}.dead-1.tmp")),
+        )
+        .unwrap();
+    }
+    assert_eq!(site.root.attempts(&repo).unwrap(), ["dead-1".to_owned()].into());
+    site.root
+        .remove_abandoned(&repo, |attempt| attempt == "dead-1")
+        .unwrap();
+    assert!(site.root.attempts(&repo).unwrap().is_empty());
+    assert_eq!(trees(&site), [second.to_string()].into());
+}
+
+#[test]
+fn a_repository_is_unpublished_also_while_a_spare_copy_is_made() {
+    let site = Site::new();
+    let repo = "busybox".parse().unwrap();
+    site.publish(site.image("a"));
+    let master = site.root.path().join("v2/master/busybox");
+    let copy = master.join(".copy.tmp");
+    fs::create_dir(&copy).unwrap();
+    let begun = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0.. {
+                if std::os::unix::fs::symlink("x", copy.join(n.to_string())).is_err() {
+                    return;
+                }
+                if n == 2_000 {
+                    begun.wait();
+                }
+            }
+        });
+        begun.wait();
+        let removed = site.root.unpublish(&repo);
+        // So that the other thread ends, whatever has become of this one.
+        let _ = fs::rename(&copy, site.dir.path().join("away"));
+        removed.unwrap();
+    });
+    assert!(!master.exists());
+    assert_eq!(fs::read_dir(master.parent().unwrap()).unwrap().count(), 0);
 }
 
 fn tag_digest<'a>(contents: &'a Contents, tag: &str) -> &'a Digest {

@@ -65,6 +65,15 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(PublicationError::io("rename", from))
 }
 
+/// Renames what may be gone already; tells whether it was there.
+pub(crate) fn rename_if_there(from: &Path, to: &Path) -> Result<bool> {
+    match fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(PublicationError::io("rename", from)(e)),
+    }
+}
+
 /// Writes a file anew, whatever of that name is there, and syncs it. An open one is not touched.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     remove_file(path)?;

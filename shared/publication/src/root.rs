@@ -94,17 +94,30 @@ impl Root {
 
     /// Removes a repository's older publications, of each API. The published one stays, and so do the
     /// `keep_previous` latest before it, of which the next change is made, and all that were published within
-    /// `drained`: a reader may still be in them.
-    pub fn prune(&self, repo: &RepositoryId, keep_previous: usize, drained: Duration) -> Result<Pruned> {
+    /// `drained`: a reader may still be in them. What is removed gets a name private to `attempt` before, as
+    /// [`Root::stage`] is given it: the next publication, which may be under way already, can't take it any more.
+    pub fn prune(
+        &self,
+        repo: &RepositoryId,
+        attempt: &str,
+        keep_previous: usize,
+        drained: Duration,
+    ) -> Result<Pruned> {
+        let attempt = attempt_name(attempt);
         let mut pruned = Pruned::default();
         for api in Api::ALL {
             let master = self.master(api, repo);
             let old = self.older(api, repo)?;
             let kept: BTreeSet<&String> = old.iter().take(keep_previous).collect();
             for name in self.drained(api, repo, drained)? {
-                if !kept.contains(&name) {
-                    let path = master.join(name);
-                    disk::remove_tree(&path)?;
+                let Some(id) = publication_of(&name).filter(|_| !kept.contains(&name)) else {
+                    continue;
+                };
+                let (path, private) = (master.join(&name), master.join(private_tree(&id, &attempt)));
+                disk::remove_tree(&private)?;
+                // Gone by now if the next publication was quicker, which may have it.
+                if disk::rename_if_there(&path, &private)? {
+                    disk::remove_tree(&private)?;
                     pruned.removed.push(path);
                 }
             }
@@ -196,7 +209,15 @@ impl Root {
             }
         }
         for api in Api::ALL {
-            disk::remove_tree(&self.master(api, repo))?;
+            let master = self.master(api, repo);
+            // No repository id has a `+`.
+            let gone = master.with_file_name(format!(".gone+{repo}"));
+            // What an earlier try left.
+            disk::remove_tree(&gone)?;
+            // A spare copy may still be made in there: under another name nothing is added to it any more.
+            if disk::rename_if_there(&master, &gone)? {
+                disk::remove_tree(&gone)?;
+            }
         }
         Ok(())
     }
@@ -229,16 +250,40 @@ fn publication_of(name: &str) -> Option<PublicationId> {
     name.split_once('.').map_or(name, |(id, _)| id).parse().ok()
 }
 
-/// `.<publication>.<attempt>.tmp`
+/// Name of a tree that is an attempt's own.
+pub(crate) fn private_tree(id: &PublicationId, attempt: &str) -> String {
+    format!(".{id}.{attempt}.tmp")
+}
+
+/// The attempt in a [`private_tree`].
 fn attempt_of_tree(name: &str) -> Option<&str> {
     let (id, attempt) = name.strip_prefix('.')?.strip_suffix(".tmp")?.split_once('.')?;
     id.parse::<PublicationId>().ok().map(|_| attempt)
 }
 
-/// `.tmp+<attempt>+<repo>`
+/// Name of a link that is about to be renamed over the real one. No repository id has a `+`.
+pub(crate) fn temporary_link(repo: &RepositoryId, attempt: &str) -> String {
+    format!(".tmp+{attempt}+{repo}")
+}
+
+/// The attempt in a [`temporary_link`].
 fn attempt_of_link<'a>(name: &'a str, repo: &RepositoryId) -> Option<&'a str> {
     let (attempt, of) = name.strip_prefix(".tmp+")?.split_once('+')?;
     (of == repo.as_str()).then_some(attempt)
+}
+
+/// An attempt as part of a file name, where a dot separates.
+pub(crate) fn attempt_name(attempt: &str) -> String {
+    attempt
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect()
 }
 
 fn age(path: &Path) -> Option<Duration> {

@@ -12,7 +12,7 @@ use crate::{
     Changed, Publication, PublicationError, PublicationId, Published,
     catalog::{Catalog, NewFiles},
     fs as disk,
-    root::{Api, Root},
+    root::{Api, Root, attempt_name, private_tree, temporary_link},
     tree::{self, Origin},
 };
 
@@ -113,10 +113,8 @@ impl Root {
             .map_err(PublicationError::io("find", self.path()))?;
         let root = Self::new(path);
         let attempt = attempt_name(attempt);
-        let private = |api| {
-            let name = format!(".{id}.{attempt}.tmp");
-            root.master(api, repository).join(name)
-        };
+        let name = private_tree(id, &attempt);
+        let private = |api| root.master(api, repository).join(&name);
         // The value exists before its directories do, so that a failure halfway removes what was built.
         let staged = Staged {
             v1: private(Api::V1),
@@ -242,23 +240,4 @@ impl Drop for Staged {
             }
         }
     }
-}
-
-/// Name of a link that is about to be renamed over the real one. No repository id has a `+`.
-pub(crate) fn temporary_link(repo: &RepositoryId, attempt: &str) -> String {
-    format!(".tmp+{attempt}+{repo}")
-}
-
-/// An attempt as part of a file name, where a dot separates.
-pub(crate) fn attempt_name(attempt: &str) -> String {
-    attempt
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect()
 }

@@ -360,14 +360,18 @@ fn pruning_keeps_the_published_and_the_previous_one() {
     let repo = "busybox".parse().unwrap();
     assert!(
         site.root
-            .prune(&repo, 1, Duration::from_hours(1))
+            .prune(&repo, "tidy", 1, Duration::from_hours(1))
             .unwrap()
             .removed
             .is_empty(),
         "all are young"
     );
     assert_eq!(
-        site.root.prune(&repo, 1, Duration::ZERO).unwrap().removed.len(),
+        site.root
+            .prune(&repo, "tidy", 1, Duration::ZERO)
+            .unwrap()
+            .removed
+            .len(),
         4,
         "two trees of each API"
     );
@@ -440,7 +444,7 @@ fn readers_see_the_old_or_the_new_publication_whole() {
             round += 1;
             site.publish(generations[round % 2].clone());
             // A slow reader may be some publications behind.
-            site.root.prune(&repo, 8, Duration::ZERO).unwrap();
+            site.root.prune(&repo, "tidy", 8, Duration::ZERO).unwrap();
         }
         done.store(true, Ordering::Relaxed);
     });

@@ -185,7 +185,7 @@ async fn tidy(context: &Context, repo: &RepositoryId) {
     let (root, repo) = (context.worker.published.clone(), repo.clone());
     let (stop, attempt) = (context.stop.clone(), context.attempt_name());
     let tidied = blocking(move || {
-        root.prune(&repo, KEEP_PREVIOUS, DRAINED)?;
+        root.prune(&repo, &attempt, KEEP_PREVIOUS, DRAINED)?;
         root.prepare_spare(&repo, &attempt, DRAINED, &|| stop.is_stopped())
     });
     match tidied.await {
