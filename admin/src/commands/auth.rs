@@ -1,9 +1,9 @@
 //! `auth user …`, `auth robot …`, and who may pull from a protected repository.
 
-use pulp_model::{Login, Puller, RobotName};
+use pulp_model::Puller;
 use serde_json::{Value, json};
 
-use super::{App, Stop, missing};
+use super::{App, Stop, missing, not_there};
 use crate::{
     cli::{Auth, Right, Rights, Robot, User},
     error::AdminError,
@@ -56,14 +56,14 @@ async fn user(app: &App, command: User) -> Result<(), Stop> {
         User::Update(args) => {
             let body = json!({"delta": {"password": password(app, args.user_password)?}});
             let reply = app.client.put(&["users", args.login.as_str()], &body).await;
-            let changed = reply.map_err(|e| no_user(e, &args.login))?;
+            let changed = reply.map_err(|e| not_there(e, "User", &args.login))?;
             app.screen
                 .success(&format!("User [{}] successfully updated", args.login));
             app.screen.result(&changed.body);
         }
         User::Delete(args) => {
             let reply = app.client.delete(&["users", args.login.as_str()], &[]).await;
-            reply.map_err(|e| no_user(e, &args.login))?;
+            reply.map_err(|e| not_there(e, "User", &args.login))?;
             app.screen
                 .success(&format!("User [{}] successfully deleted", args.login));
             app.screen.result(&Value::Null);
@@ -90,7 +90,7 @@ async fn robot(app: &App, command: Robot) -> Result<(), Stop> {
             let found = match &args.name {
                 Some(name) => {
                     let one = app.client.get(&["robots", name.as_str()], &[]).await;
-                    json!([one.map_err(|e| no_robot(e, name))?])
+                    json!([one.map_err(|e| not_there(e, "Robot", name))?])
                 }
                 None => app.client.get(&["robots"], &[]).await?,
             };
@@ -101,14 +101,14 @@ async fn robot(app: &App, command: Robot) -> Result<(), Stop> {
         Robot::Renew(args) => {
             let path = ["robots", args.name.as_str(), "actions", "renew_secret"];
             let reply = app.client.post(&path, &json!({})).await;
-            let renewed = reply.map_err(|e| no_robot(e, &args.name))?.body;
+            let renewed = reply.map_err(|e| not_there(e, "Robot", &args.name))?.body;
             app.screen
                 .success(&format!("Secret of robot [{}] successfully renewed", args.name));
             secret(app, &renewed);
         }
         Robot::Delete(args) => {
             let reply = app.client.delete(&["robots", args.name.as_str()], &[]).await;
-            reply.map_err(|e| no_robot(e, &args.name))?;
+            reply.map_err(|e| not_there(e, "Robot", &args.name))?;
             app.screen
                 .success(&format!("Robot [{}] successfully deleted", args.name));
             app.screen.result(&Value::Null);
@@ -175,19 +175,5 @@ fn password(app: &App, given: Option<String>) -> Result<String, AdminError> {
             .io
             .ask(Ask::Password("Enter the user's password: "))
             .map_err(|_| AdminError::NoPassword),
-    }
-}
-
-fn no_user(error: AdminError, login: &Login) -> AdminError {
-    match error.status() {
-        Some(404) => AdminError::Data(format!("User [{login}] does not exist on the server")),
-        _ => error,
-    }
-}
-
-fn no_robot(error: AdminError, name: &RobotName) -> AdminError {
-    match error.status() {
-        Some(404) => AdminError::Data(format!("Robot [{name}] does not exist on the server")),
-        _ => error,
     }
 }

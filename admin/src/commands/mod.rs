@@ -5,6 +5,7 @@ mod history;
 mod login;
 mod publish;
 mod repo;
+mod runs;
 mod schedules;
 mod search;
 mod status;
@@ -13,6 +14,8 @@ mod tag;
 mod tasks;
 mod transfer;
 mod uploads;
+
+use std::fmt::Display;
 
 use clap::CommandFactory;
 use pulp_model::RepositoryId;
@@ -74,10 +77,15 @@ impl App {
     }
 }
 
-/// Turns a 404 into the sentence that scripts know.
+/// Turns a 404 into the sentence that scripts know, of a repository.
 pub(crate) fn missing(error: AdminError, id: &RepositoryId) -> AdminError {
+    not_there(error, "Repository", id)
+}
+
+/// Turns a 404 into the sentence that scripts know.
+pub(crate) fn not_there(error: AdminError, what: &str, id: impl Display) -> AdminError {
     match error.status() {
-        Some(404) => AdminError::Data(format!("Repository [{id}] does not exist on the server")),
+        Some(404) => AdminError::Data(format!("{what} [{id}] does not exist on the server")),
         _ => error,
     }
 }

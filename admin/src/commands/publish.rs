@@ -3,12 +3,12 @@
 use pulp_model::RepositoryId;
 use serde_json::{Map, Value, json};
 
-use super::{App, EXPORT_DISTRIBUTOR, Stop, WEB_DISTRIBUTOR, missing, transfer};
+use super::{App, EXPORT_DISTRIBUTOR, Stop, WEB_DISTRIBUTOR, missing, runs, transfer};
 use crate::{
     cli::{ExportArgs, RunArgs, StatusArgs},
     error::AdminError,
-    output::{Hidden, printable},
-    task::{Style, TaskReport, spawned, tasks_document},
+    output::Hidden,
+    task::{TaskReport, spawned},
 };
 
 pub(super) async fn publish(app: &App, args: &RunArgs) -> Result<(), Stop> {
@@ -50,34 +50,21 @@ async fn run(
             .document(&Value::Object(options.clone()), &[], Hidden::Omit);
     }
     // With options of its own it is another request than the one under way.
-    let under_way = if options.is_empty() {
-        under_way(app, &args.repo_id, "publish").await?
+    let attached = if options.is_empty() {
+        let same = |report: &TaskReport| report.is_of_distributor(distributor) == Some(true);
+        runs::attached(app, &args.repo_id, "publish", same).await?
     } else {
-        Vec::new()
+        None
     };
-    let attached = under_way
-        .into_iter()
-        .find(|(_, report)| report.is_of_distributor(distributor) == Some(true));
-    let tasks = if let Some((task_id, _)) = attached {
-        app.screen.line(
-            "A publish task is already in progress for this repository. Its progress will be tracked below.\n",
-        );
+    let tasks = if let Some(task_id) = attached {
         vec![task_id]
     } else {
         let path = ["repositories", args.repo_id.as_str(), "actions", "publish"];
         let body = json!({"id": distributor, "override_config": options});
-        spawned(
-            &app.client
-                .post(&path, &body)
-                .await
-                .map_err(|e| missing_distributor(e, &args.repo_id))?,
-        )?
+        let reply = app.client.post(&path, &body).await;
+        spawned(&reply.map_err(|e| missing_distributor(e, &args.repo_id))?)?
     };
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
+    runs::follow(app, tasks, args.bg, transfer::exported).await
 }
 
 /// A 404 names the repository, unless it is the distributor that is missing.
@@ -97,55 +84,6 @@ fn missing_distributor(error: AdminError, repo: &RepositoryId) -> AdminError {
 
 pub(super) async fn status(app: &App, args: &StatusArgs, distributor: &str) -> Result<(), Stop> {
     app.repository(&args.repo_id, &[]).await?;
-    app.screen.title(&format!("Repository Status [{}]", args.repo_id));
-    let tasks: Vec<String> = under_way(app, &args.repo_id, "publish")
-        .await?
-        .into_iter()
-        .filter(|(_, report)| report.is_of_distributor(distributor) != Some(false))
-        .map(|(task_id, _)| task_id)
-        .collect();
-    if tasks.is_empty() {
-        app.screen.line("The repository is not performing any operations");
-        app.screen.result(&tasks_document(&[]));
-        return Ok(());
-    }
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
-}
-
-async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
-    let reports = app.follower().follow(tasks, Style::Steps).await?;
-    for line in reports.iter().filter_map(|r| transfer::exported(&r["result"])) {
-        app.screen.line(&printable(&line));
-    }
-    app.screen.result(&tasks_document(&reports));
-    Ok(())
-}
-
-/// Tasks of an action (`publish`, which exports are too, or `sync`) on the repository that have not ended.
-pub(super) async fn under_way(
-    app: &App,
-    repo: &RepositoryId,
-    action: &str,
-) -> Result<Vec<(String, TaskReport)>, AdminError> {
-    let criteria = json!({"filters": {
-        "state": {"$nin": ["finished", "error", "canceled", "skipped"]},
-        "tags": {"$all": [format!("pulp:repository:{repo}"), format!("pulp:action:{action}")]},
-    }});
-    let reply = app
-        .client
-        .post(&["tasks", "search"], &json!({"criteria": criteria}))
-        .await?;
-    let documents = reply.body.as_array().cloned().unwrap_or_default();
-    Ok(documents
-        .into_iter()
-        .filter_map(|document| {
-            let task_id = document.get("task_id")?.as_str()?.to_owned();
-            let report: TaskReport = serde_json::from_value(document).ok()?;
-            (!report.state.is_terminal()).then_some((task_id, report))
-        })
-        .collect())
+    let may_be = |report: &TaskReport| report.is_of_distributor(distributor) != Some(false);
+    runs::status(app, args, "publish", may_be, transfer::exported).await
 }

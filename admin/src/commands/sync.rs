@@ -2,11 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{App, Stop, missing, publish::under_way};
+use super::{App, Stop, missing, runs};
 use crate::{
     cli::{StatusArgs, SyncArgs},
-    output::printable,
-    task::{Style, spawned, tasks_document},
+    task::spawned,
 };
 
 pub(super) async fn run(app: &App, args: &SyncArgs) -> Result<(), Stop> {
@@ -16,12 +15,9 @@ pub(super) async fn run(app: &App, args: &SyncArgs) -> Result<(), Stop> {
     let attached = if args.dry_run {
         None
     } else {
-        under_way(app, &args.repo_id, "sync").await?.into_iter().next()
+        runs::attached(app, &args.repo_id, "sync", |_| true).await?
     };
-    let tasks = if let Some((task_id, _)) = attached {
-        app.screen.line(
-            "A sync task is already in progress for this repository. Its progress will be tracked below.\n",
-        );
+    let tasks = if let Some(task_id) = attached {
         vec![task_id]
     } else {
         let mut options = Map::new();
@@ -32,37 +28,12 @@ pub(super) async fn run(app: &App, args: &SyncArgs) -> Result<(), Stop> {
         let reply = app.client.post(&path, &json!({"override_config": options})).await;
         spawned(&reply.map_err(|e| missing(e, &args.repo_id))?)?
     };
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
+    runs::follow(app, tasks, args.bg, summary).await
 }
 
 pub(super) async fn status(app: &App, args: &StatusArgs) -> Result<(), Stop> {
     app.repository(&args.repo_id, &[]).await?;
-    app.screen.title(&format!("Repository Status [{}]", args.repo_id));
-    let found = under_way(app, &args.repo_id, "sync").await?;
-    let tasks: Vec<String> = found.into_iter().map(|(task_id, _)| task_id).collect();
-    if tasks.is_empty() {
-        app.screen.line("The repository is not performing any operations");
-        app.screen.result(&tasks_document(&[]));
-        return Ok(());
-    }
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
-}
-
-async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
-    let reports = app.follower().follow(tasks, Style::Steps).await?;
-    for line in reports.iter().flat_map(|r| summary(&r["result"])) {
-        app.screen.line(&printable(&line));
-    }
-    app.screen.result(&tasks_document(&reports));
-    Ok(())
+    runs::status(app, args, "sync", |_| true, summary).await
 }
 
 /// What a sync did, or would do; nothing if the result is of another kind.

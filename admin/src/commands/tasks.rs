@@ -3,7 +3,7 @@
 use pulp_model::task::TaskState;
 use serde_json::{Map, Value, json};
 
-use super::{App, Stop};
+use super::{App, Stop, not_there};
 use crate::{
     cli::{CancelArgs, PurgeArgs, TaskArgs, TaskListArgs, TaskSearchArgs, Tasks},
     error::AdminError,
@@ -107,7 +107,7 @@ async fn details(app: &App, args: &TaskArgs) -> Result<(), Stop> {
         .client
         .get(&["tasks", &args.task_id], &[])
         .await
-        .map_err(|e| unknown(e, &args.task_id))?;
+        .map_err(|e| not_there(e, "Task", &args.task_id))?;
     let mut document = document(&task, true);
     if matches!(text(&task, "state"), "waiting" | "accepted")
         && let Some(why) = more(app, &args.task_id, "wait_reason").await?
@@ -204,10 +204,7 @@ fn timeline(events: &Value) -> String {
 async fn cancel(app: &App, args: &CancelArgs) -> Result<(), Stop> {
     if let Some(group) = &args.group_id {
         let sent = app.client.delete(&["task_groups", group], &[]).await;
-        sent.map_err(|error| match error.status() {
-            Some(404) => AdminError::Data(format!("Task group [{group}] does not exist on the server")),
-            _ => error,
-        })?;
+        sent.map_err(|e| not_there(e, "Task group", group))?;
         app.screen.success("Task group cancel is successfully initiated.");
         app.screen.result(&json!({"group_id": group}));
         return Ok(());
@@ -217,18 +214,11 @@ async fn cancel(app: &App, args: &CancelArgs) -> Result<(), Stop> {
     let sent = app.client.delete(&["tasks", task], query).await;
     sent.map_err(|error| match error.status() {
         Some(501) => AdminError::Data("The requested task does not support cancellation.".to_owned()),
-        _ => unknown(error, task),
+        _ => not_there(error, "Task", task),
     })?;
     app.screen.success("Task cancel is successfully initiated.");
     app.screen.result(&json!({"task_id": task}));
     Ok(())
-}
-
-fn unknown(error: AdminError, task: &str) -> AdminError {
-    match error.status() {
-        Some(404) => AdminError::Data(format!("Task [{task}] does not exist on the server")),
-        _ => error,
-    }
 }
 
 async fn purge(app: &App, args: &PurgeArgs) -> Result<(), Stop> {

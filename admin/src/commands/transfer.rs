@@ -2,11 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{App, Stop, missing, publish::under_way};
+use super::{App, Stop, missing, runs};
 use crate::{
     cli::{ImportArgs, StatusArgs},
-    output::printable,
-    task::{Style, spawned, tasks_document},
+    task::spawned,
 };
 
 pub(super) async fn run(app: &App, args: &ImportArgs) -> Result<(), Stop> {
@@ -16,36 +15,12 @@ pub(super) async fn run(app: &App, args: &ImportArgs) -> Result<(), Stop> {
     let body = json!({"path": args.path, "create": args.create, "remove_missing": args.remove_missing});
     let reply = app.client.post(&path, &body).await;
     let tasks = spawned(&reply.map_err(|e| missing(e, &args.repo_id))?)?;
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
+    runs::follow(app, tasks, args.bg, imported).await
 }
 
+/// Without a look at the repository: an import may have to make it first.
 pub(super) async fn status(app: &App, args: &StatusArgs) -> Result<(), Stop> {
-    app.screen.title(&format!("Repository Status [{}]", args.repo_id));
-    let found = under_way(app, &args.repo_id, "import_export").await?;
-    let tasks: Vec<String> = found.into_iter().map(|(task_id, _)| task_id).collect();
-    if tasks.is_empty() {
-        app.screen.line("The repository is not performing any operations");
-        app.screen.result(&tasks_document(&[]));
-        return Ok(());
-    }
-    if args.bg {
-        app.queued(&tasks);
-        return Ok(());
-    }
-    follow(app, tasks).await
-}
-
-async fn follow(app: &App, tasks: Vec<String>) -> Result<(), Stop> {
-    let reports = app.follower().follow(tasks, Style::Steps).await?;
-    for line in reports.iter().filter_map(|r| imported(&r["result"])) {
-        app.screen.line(&printable(&line));
-    }
-    app.screen.result(&tasks_document(&reports));
-    Ok(())
+    runs::status(app, args, "import_export", |_| true, imported).await
 }
 
 /// What an import did; nothing if the result is of another kind.
@@ -53,10 +28,7 @@ fn imported(result: &Value) -> Option<String> {
     let number = |key: &str| result[key].as_u64().unwrap_or(0);
     let version = result["repository_version"].as_i64()?;
     let of = &result["exported"];
-    let signed = match result["signed_by"].as_str() {
-        Some(key) => format!("signed by {key}"),
-        None => "not signed".to_owned(),
-    };
+    let signed = signature(result);
     Some(format!(
         "Version {} of {} is version {version} here: {} units added, {} removed; {} blobs read, {} bytes, {} were here \
          already; {signed}.",
@@ -79,10 +51,7 @@ pub(super) fn exported(result: &Value) -> Option<String> {
         Some(version) => format!(" since version {version}"),
         None => String::new(),
     };
-    let signed = match export["signed_by"].as_str() {
-        Some(key) => format!("signed by {key}"),
-        None => "not signed".to_owned(),
-    };
+    let signed = signature(export);
     Some(format!(
         "Version {}{since} lies in {directory}: {} blobs, {} bytes in {} parts; {signed}.",
         export["repository_version"].as_i64()?,
@@ -90,6 +59,13 @@ pub(super) fn exported(result: &Value) -> Option<String> {
         number("bytes"),
         export["parts"].as_array().map_or(0, Vec::len),
     ))
+}
+
+fn signature(told: &Value) -> String {
+    match told["signed_by"].as_str() {
+        Some(key) => format!("signed by {key}"),
+        None => "not signed".to_owned(),
+    }
 }
 
 #[cfg(test)]
