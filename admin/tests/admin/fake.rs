@@ -17,6 +17,12 @@ use pulp_admin::{Captured, Exit, Io};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// What the paths of the API begin with.
+pub(crate) const API: &str = "/pulp/api/v2";
+pub(crate) const SEARCH: &str = "POST /pulp/api/v2/tasks/search/";
+/// The line above and below a title.
+pub(crate) const RULE: &str = "+----------------------------------------------------------------------+";
+
 /// One request as it came in.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {

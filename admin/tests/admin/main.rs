@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod auth;
-mod commands;
+mod client;
 mod fake;
+mod following;
+mod publishes;
+mod repositories;
 mod schedules;
+mod tasks;
 mod uploads;
