@@ -30,9 +30,6 @@ pub use writer::{BlockingWriter, StagedBlob, Writer};
 
 type Result<T, E = ContentError> = std::result::Result<T, E>;
 
-/// Who owns the temporary files of [`ContentStore::put_bytes`].
-const PUT_OWNER: &str = "put";
-
 /// How a store is opened, beyond its url.
 #[derive(Debug, Clone)]
 pub struct ContentOptions {
@@ -205,9 +202,9 @@ impl ContentStore {
         }
     }
 
-    /// Stores a small blob, checked against its digest first.
-    pub async fn put_bytes(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
-        let mut writer = self.writer_with(PUT_OWNER, digest.algorithm()).await?;
+    /// Stores a small blob, checked against its digest first. Until then it is a temporary file of `owner`.
+    pub async fn put_bytes(&self, owner: &str, digest: &Digest, bytes: Bytes) -> Result<()> {
+        let mut writer = self.writer_with(owner, digest.algorithm()).await?;
         writer.write(bytes).await?;
         writer.commit(digest).await?;
         Ok(())

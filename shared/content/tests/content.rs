@@ -213,7 +213,7 @@ async fn damage_is_found_by_verifying() {
     let digest = Digest::sha256(b"good");
     place
         .store
-        .put_bytes(&digest, Bytes::from_static(b"good"))
+        .put_bytes("attempt-1", &digest, Bytes::from_static(b"good"))
         .await
         .unwrap();
     std::fs::write(place.store.local_path(&digest).unwrap(), b"evil").unwrap();
@@ -273,7 +273,11 @@ async fn a_range_gives_exactly_its_bytes() {
     let bytes = noise(700_000);
     let digest = Digest::sha256(&bytes);
     for place in both() {
-        place.store.put_bytes(&digest, bytes.clone()).await.unwrap();
+        place
+            .store
+            .put_bytes("attempt-1", &digest, bytes.clone())
+            .await
+            .unwrap();
         for (asked, want) in [
             (0..1, 0..1),
             (262_143..262_146, 262_143..262_146),
@@ -311,7 +315,7 @@ async fn a_file_that_shrank_under_a_reader_is_an_error_and_no_short_read() {
     let place = local();
     let bytes = noise(600_000);
     let digest = Digest::sha256(&bytes);
-    place.store.put_bytes(&digest, bytes).await.unwrap();
+    place.store.put_bytes("attempt-1", &digest, bytes).await.unwrap();
     let mut reader = place.store.read(&digest, None).await.unwrap();
     assert!(reader.stream.next().await.unwrap().is_ok());
     let path = place.store.local_path(&digest).unwrap();
@@ -339,7 +343,7 @@ async fn an_absent_blob_is_told_as_such() {
         assert!(!place.store.delete(&digest).await.unwrap());
         place
             .store
-            .put_bytes(&digest, Bytes::from_static(b"nowhere"))
+            .put_bytes("attempt-1", &digest, Bytes::from_static(b"nowhere"))
             .await
             .unwrap();
         assert!(place.store.delete(&digest).await.unwrap());
@@ -353,7 +357,7 @@ async fn a_small_blob_is_read_whole_up_to_a_limit() {
         let digest = Digest::sha256(b"12345");
         place
             .store
-            .put_bytes(&digest, Bytes::from_static(b"12345"))
+            .put_bytes("attempt-1", &digest, Bytes::from_static(b"12345"))
             .await
             .unwrap();
         assert_eq!(place.store.read_bytes(&digest, 5).await.unwrap(), "12345");
@@ -388,7 +392,7 @@ async fn blobs_are_readable_by_a_web_server_of_another_user() {
     let digest = Digest::sha256(b"x");
     place
         .store
-        .put_bytes(&digest, Bytes::from_static(b"x"))
+        .put_bytes("attempt-1", &digest, Bytes::from_static(b"x"))
         .await
         .unwrap();
     let mode = std::fs::metadata(place.store.local_path(&digest).unwrap())

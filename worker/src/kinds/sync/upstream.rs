@@ -292,7 +292,8 @@ impl UpstreamRepository {
         if found.digest.matches(&found.bytes) {
             set_digest(&mut manifest, &found.digest);
         }
-        self.content.put_bytes(manifest.digest(), found.bytes).await?;
+        let digest = manifest.digest();
+        self.content.put_bytes(&self.owner, digest, found.bytes).await?;
         Ok(Came {
             reference: wanted.reference,
             manifest,
