@@ -60,12 +60,12 @@ impl Export {
 
     /// Of `wanted` blobs, those whose files are here and have the right sizes; and the names of the files that are
     /// not. A file of another size is an error: it was not copied whole.
-    pub fn present(&self, wanted: &[&Carried]) -> Result<(Vec<Carried>, Vec<String>), TransferError> {
+    pub fn present(&self, wanted: Vec<Carried>) -> Result<(Vec<Carried>, Vec<String>), TransferError> {
         let mut sizes = std::collections::HashMap::new();
         let (mut present, mut missing) = (Vec::new(), BTreeSet::new());
         for blob in wanted {
             let mut whole = true;
-            for piece in self.pieces(blob) {
+            for piece in self.pieces(&blob) {
                 let here = if let Some(here) = sizes.get(&piece.name) {
                     *here
                 } else {
@@ -79,7 +79,7 @@ impl Export {
                 }
             }
             if whole {
-                present.push((*blob).clone());
+                present.push(blob);
             }
         }
         Ok((present, missing.into_iter().collect()))

@@ -15,9 +15,8 @@ use pulp_model::{
     unit::{BlobUnit, Unit},
 };
 use pulp_transfer::{
-    Base, BlobSource, Carried, Contents, Export, ExportManifest, ExportProgress, ExportedRepository,
-    MANIFEST_FILE, SIGNATURE_FILE, SigningKey, Target, TransferError, TrustedKeys, Wanted, generate_key,
-    write,
+    Base, BlobSource, Contents, Export, ExportManifest, ExportProgress, ExportedRepository, MANIFEST_FILE,
+    SIGNATURE_FILE, SigningKey, Target, TransferError, TrustedKeys, Wanted, generate_key, write,
 };
 use tempfile::TempDir;
 
@@ -151,8 +150,8 @@ impl Bed {
 
     fn read_all(&self) {
         let export = self.open().unwrap();
-        let all: Vec<&Carried> = export.manifest.carried.iter().collect();
-        let (present, missing) = export.present(&all).unwrap();
+        let all = export.manifest.carried.clone();
+        let (present, missing) = export.present(all).unwrap();
         assert_eq!(missing, Vec::<String>::new());
         assert_eq!(present.len(), self.blobs.0.len());
         for blob in present {
@@ -252,8 +251,8 @@ fn missing_parts_are_named_and_what_lies_in_the_others_is_found() {
         fs::remove_file(bed.directory().join(&manifest.parts[n].name)).unwrap();
     }
     let export = bed.open().unwrap();
-    let all: Vec<&Carried> = export.manifest.carried.iter().collect();
-    let (present, missing) = export.present(&all).unwrap();
+    let all = export.manifest.carried.clone();
+    let (present, missing) = export.present(all.clone()).unwrap();
     assert_eq!(missing, ["r.tar.0003", "r.tar.0006"]);
     assert!(!present.is_empty() && present.len() < all.len());
     assert_eq!(code(&TransferError::PartMissing(missing)), "DKR1143");
@@ -271,8 +270,8 @@ fn a_truncated_part_is_told_before_anything_is_read() {
         .set_len(299_999)
         .unwrap();
     let export = bed.open().unwrap();
-    let all: Vec<&Carried> = export.manifest.carried.iter().collect();
-    let error = export.present(&all).unwrap_err();
+    let all = export.manifest.carried.clone();
+    let error = export.present(all).unwrap_err();
     assert_eq!(code(&error), "DKR1144");
     assert!(
         error
@@ -357,7 +356,7 @@ fn a_link_is_never_followed() {
     std::os::unix::fs::symlink(&elsewhere, &tar).unwrap();
     let export = bed.open().unwrap();
     let blob = export.manifest.carried[0].clone();
-    assert_eq!(code(&export.present(&[&blob]).unwrap_err()), "DKR1140");
+    assert_eq!(code(&export.present(vec![blob]).unwrap_err()), "DKR1140");
     let manifest = bed.directory().join(MANIFEST_FILE);
     fs::rename(&manifest, bed.folder.path().join("manifest")).unwrap();
     std::os::unix::fs::symlink(bed.folder.path().join("manifest"), &manifest).unwrap();

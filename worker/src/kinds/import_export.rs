@@ -5,7 +5,7 @@
 //! may be brought one after the other. Last, inside the fence, all of it becomes visible at once.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::{self, Read as _, Write as _},
     path::PathBuf,
     sync::{
@@ -224,13 +224,16 @@ async fn read_blobs(
     let mut wanted = Vec::new();
     for blob in &export.manifest.carried {
         if !is_here(content, &blob.digest, Some(blob.size)).await? {
-            wanted.push(blob);
+            wanted.push(blob.clone());
         }
     }
     let reused = export.manifest.carried.len() - wanted.len();
     step.add_total(export.manifest.carried.len() as u64);
     step.advance(reused as u64);
-    let (present, missing) = export.present(&wanted)?;
+    let (present, missing) = {
+        let export = Arc::clone(export);
+        blocking(move || export.present(wanted)).await??
+    };
     let bytes = present.iter().map(|blob| blob.size).sum();
     let reader = Arc::new(Reader {
         export: Arc::clone(export),
@@ -361,14 +364,19 @@ async fn units(
         let error = TransferError::Inconsistent(format!("it lacks {text}")).coded();
         return Err(error.with("missing", missing).into());
     }
+    let kinds: HashMap<&Digest, (u8, ManifestKind)> = manifests
+        .iter()
+        .filter_map(|unit| match unit {
+            Unit::Manifest(m) => Some((&m.digest, (m.schema_version, ManifestKind::Image))),
+            Unit::ManifestList(l) => Some((&l.digest, (l.schema_version, ManifestKind::List))),
+            Unit::Blob(_) | Unit::Image(_) | Unit::Tag(_) => None,
+        })
+        .collect();
     let mut tags = Vec::with_capacity(contents.tags.len());
     for tag in &contents.tags {
-        let named = contents.manifests.iter().position(|m| m.digest == tag.digest);
-        let (schema_version, manifest_type) = match named.and_then(|at| manifests.get(at)) {
-            Some(Unit::Manifest(m)) => (m.schema_version, ManifestKind::Image),
-            Some(Unit::ManifestList(l)) => (l.schema_version, ManifestKind::List),
-            // The check above has told it.
-            _ => continue,
+        // The check above has told it.
+        let Some(&(schema_version, manifest_type)) = kinds.get(&tag.digest) else {
+            continue;
         };
         tags.push(Unit::Tag(TagUnit {
             name: tag.name.clone(),
