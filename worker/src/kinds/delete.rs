@@ -7,17 +7,17 @@ use pulp_model::{
     DistributorId, RepositoryId,
     config::{EXPORT_DISTRIBUTOR_TYPE, WEB_DISTRIBUTOR_TYPE},
 };
-use pulp_store::{attempts::Outcome, distributors::Distributor};
+use pulp_store::{FencedTx, attempts::Outcome, distributors::Distributor};
 use serde_json::Value;
 
-use super::Context;
+use super::{Context, publish::within};
 use crate::error::TaskError;
 
 pub(crate) async fn repository(context: &Context, repo: &RepositoryId) -> Result<(), TaskError> {
     let distributors = context.worker.store.distributors_of(repo).await?;
     let mut tx = context.fence().await?;
     for distributor in &distributors {
-        unpublish(context, repo, distributor).await?;
+        tx = unpublish(context, tx, repo, distributor).await?;
     }
     tx.delete_repository(repo).await?;
     tx.finish(&Outcome::Finished(Value::Null), &context.report.to_json())
@@ -33,7 +33,7 @@ pub(crate) async fn distributor(
     let distributor = context.worker.store.distributor(repo, id).await?;
     let mut tx = context.fence().await?;
     if let Some(distributor) = &distributor {
-        unpublish(context, repo, distributor).await?;
+        tx = unpublish(context, tx, repo, distributor).await?;
         tx.delete_distributor(repo, id).await?;
     }
     tx.finish(&Outcome::Finished(Value::Null), &context.report.to_json())
@@ -41,25 +41,31 @@ pub(crate) async fn distributor(
     Ok(())
 }
 
+/// Removes what a distributor published, and gives the fence back.
 async fn unpublish(
     context: &Context,
+    tx: FencedTx,
     repo: &RepositoryId,
     distributor: &Distributor,
-) -> Result<(), TaskError> {
+) -> Result<FencedTx, TaskError> {
     let (root, repo) = (context.worker.published.clone(), repo.clone());
     match distributor.distributor_type_id.as_str() {
-        WEB_DISTRIBUTOR_TYPE => super::publish::blocking(move || root.unpublish(&repo)).await??,
+        WEB_DISTRIBUTOR_TYPE => {
+            let (tx, removed) = within(tx, move || root.unpublish(&repo)).await?;
+            removed?;
+            Ok(tx)
+        }
         EXPORT_DISTRIBUTOR_TYPE => {
             // Only the place that is ours: a file exported elsewhere belongs to whoever asked for it there.
             let file = root.export_file(&repo);
-            match tokio::fs::remove_file(&file).await {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(TaskError::io(format!("remove {}", file.display()))(e));
+            let of = file.clone();
+            match within(tx, move || std::fs::remove_file(of)).await? {
+                (_, Err(e)) if e.kind() != std::io::ErrorKind::NotFound => {
+                    Err(TaskError::io(format!("remove {}", file.display()))(e))
                 }
-                _ => {}
+                (tx, _) => Ok(tx),
             }
         }
-        _ => {}
+        _ => Ok(tx),
     }
-    Ok(())
 }

@@ -12,7 +12,6 @@ use pulp_archive::TarWriter;
 use pulp_model::{CodedError, ErrorCode, config::DistributorSettings, history::HistoryResult};
 use pulp_publication::{EntrySource, Publication};
 use pulp_store::{
-    attempts::Outcome,
     distributors::{Distributor, PublishedAs},
     repositories::Repository,
 };
@@ -20,7 +19,7 @@ use serde_json::json;
 
 use super::{
     Context,
-    publish::{blocking, fingerprint, history, unit_count},
+    publish::{blocking, end, fingerprint, unit_count, within},
     repository,
 };
 use crate::{error::TaskError, progress::StepHandle, stop::Stop};
@@ -66,8 +65,9 @@ pub(crate) async fn run(
     files.finish();
 
     save.begin();
-    let mut tx = context.fence().await?;
-    blocking(move || part.take_its_name()).await??;
+    let tx = context.fence().await?;
+    let (tx, taken) = within(tx, move || part.take_its_name()).await?;
+    taken?;
     save.advance(1);
     save.finish();
     let published = PublishedAs {
@@ -76,14 +76,8 @@ pub(crate) async fn run(
         version: found.version,
         id: None,
     };
-    tx.set_published(&found.id, &distributor.id, &published).await?;
-    let entry = history(context, distributor, HistoryResult::Success, None);
-    tx.add_publish_history(&entry).await?;
-    let mut result = json!(entry);
-    result["export_file"] = json!(target);
-    tx.finish(&Outcome::Finished(result), &context.report.to_json())
-        .await?;
-    Ok(())
+    let also = Some(("export_file", json!(target)));
+    end(context, tx, distributor, &published, HistoryResult::Success, also).await
 }
 
 /// Beside the target, so that the last step is a rename.
@@ -160,7 +154,10 @@ impl Part {
     }
 
     fn take_its_name(self) -> Result<(), TaskError> {
-        std::fs::rename(&self.path, &self.target).map_err(|e| self.fault(e))
+        let above = self.target.parent().unwrap_or(Path::new("/"));
+        std::fs::rename(&self.path, &self.target)
+            .and_then(|()| File::open(above)?.sync_all())
+            .map_err(|e| self.fault(e))
     }
 
     /// What the path given is to blame for is the request's fault; the rest is ours.

@@ -12,6 +12,7 @@ use pulp_model::{
 };
 use pulp_publication::{Changed, Contents, Publication, PublicationError, PublicationId, Staged};
 use pulp_store::{
+    FencedTx,
     attempts::Outcome,
     distributors::{Distributor, PublishedAs},
     repositories::Repository,
@@ -95,10 +96,11 @@ async fn web(
     step.finish();
 
     over_http.begin();
-    let mut tx = context.fence().await?;
-    pulp_trace::Span::begin("publish.switch", pulp_trace::SpanKind::Internal)
-        .run(blocking(move || staged.switch()))
-        .await??;
+    let tx = context.fence().await?;
+    let (tx, switched) = pulp_trace::Span::begin("publish.switch", pulp_trace::SpanKind::Internal)
+        .run(within(tx, move || staged.switch()))
+        .await?;
+    switched?;
     over_http.advance(1);
     over_http.finish();
     let published = PublishedAs {
@@ -107,11 +109,7 @@ async fn web(
         version: found.version,
         id: Some(&id.to_string()),
     };
-    tx.set_published(&found.id, &distributor.id, &published).await?;
-    let entry = history(context, distributor, HistoryResult::Success, None);
-    tx.add_publish_history(&entry).await?;
-    tx.finish(&Outcome::Finished(json!(entry)), &context.report.to_json())
-        .await?;
+    end(context, tx, distributor, &published, HistoryResult::Success, None).await?;
     tidy(context, &found.id).await;
     Ok(())
 }
@@ -282,18 +280,35 @@ async fn skip(
     fingerprint: &str,
     settings: &DistributorSettings,
 ) -> Result<(), TaskError> {
-    let mut tx = context.fence().await?;
+    let tx = context.fence().await?;
     let published = PublishedAs {
         fingerprint,
         registry_id: Some(&settings.registry_id),
         version: found.version,
         id: distributor.published_id.as_deref(),
     };
-    tx.set_published(&distributor.repo_id, &distributor.id, &published)
+    end(context, tx, distributor, &published, HistoryResult::Skipped, None).await
+}
+
+/// Ends a run that published, exported, or had nothing to do: what the distributor has published now, the entry of
+/// its history, and the task with that as its result, `also` one more field.
+pub(crate) async fn end(
+    context: &Context,
+    mut tx: FencedTx,
+    distributor: &Distributor,
+    published: &PublishedAs<'_>,
+    result: HistoryResult,
+    also: Option<(&str, Value)>,
+) -> Result<(), TaskError> {
+    tx.set_published(&distributor.repo_id, &distributor.id, published)
         .await?;
-    let entry = history(context, distributor, HistoryResult::Skipped, None);
+    let entry = history(context, distributor, result, None);
     tx.add_publish_history(&entry).await?;
-    tx.finish(&Outcome::Finished(json!(entry)), &context.report.to_json())
+    let mut outcome = json!(entry);
+    if let Some((field, value)) = also {
+        outcome[field] = value;
+    }
+    tx.finish(&Outcome::Finished(outcome), &context.report.to_json())
         .await?;
     Ok(())
 }
@@ -331,4 +346,56 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(move || lines.in_scope(run))
         .await
         .map_err(|e| TaskError::Bug(e.to_string()))
+}
+
+/// Makes an effect that blocks within a fence, and gives the fence back. It holds until the effect has come to its
+/// end, also if the run is given up meanwhile, for a thread goes on then: whoever gets the task next, or the
+/// repository, is not to come in between.
+pub(crate) async fn within<F: Send + 'static, T: Send + 'static>(
+    fence: F,
+    effect: impl FnOnce() -> T + Send + 'static,
+) -> Result<(F, T), TaskError> {
+    blocking(move || {
+        let made = effect();
+        (fence, made)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{sync::mpsc, time::Duration};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_fence_holds_until_its_effect_is_made_though_the_run_is_given_up() {
+        const LIMIT: Duration = Duration::from_secs(30);
+        /// Tells when it is let go of.
+        struct Fence(mpsc::Sender<&'static str>);
+        impl Drop for Fence {
+            fn drop(&mut self) {
+                self.0.send("let go").unwrap();
+            }
+        }
+        let (told, events) = mpsc::channel();
+        let (go_on, wait) = mpsc::channel();
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let effect = {
+            let told = told.clone();
+            move || {
+                begun.send(()).unwrap();
+                wait.recv_timeout(LIMIT).unwrap();
+                told.send("made").unwrap();
+            }
+        };
+        tokio::select! {
+            _ = within(Fence(told), effect) => unreachable!("the effect waits"),
+            begun = has_begun => begun.unwrap(),
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(events.recv_timeout(LIMIT), Ok("made"));
+        assert_eq!(events.recv_timeout(LIMIT), Ok("let go"));
+    }
 }

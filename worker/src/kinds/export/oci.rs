@@ -21,7 +21,6 @@ use pulp_model::{
     unit::Unit,
 };
 use pulp_store::{
-    attempts::Outcome,
     distributors::{Distributor, PublishedAs},
     repositories::Repository,
 };
@@ -34,9 +33,10 @@ use tokio::runtime::Handle;
 
 use super::super::{
     Context,
-    publish::{blocking, history},
+    publish::{blocking, end, within},
 };
 use crate::{
+    TransferSettings,
     error::TaskError,
     progress::{Report, StepHandle},
     stop::Stop,
@@ -55,7 +55,8 @@ pub(crate) async fn run(
     let save = context.report.step("save_tar", "Saving the export.", 1);
     files.begin();
     let wanted = wanted(context, found, settings, oci).await?;
-    let key = signing_key(context)?;
+    let settings = context.worker.settings.transfer.clone();
+    let key = blocking(move || signing_key(&settings)).await??;
     let key_id = key.as_ref().map(SigningKey::id);
     let place = Place::of(&target(context, &found.id, oci, &wanted), &context.attempt_name());
     files.add_total(wanted.files.len() as u64);
@@ -89,8 +90,9 @@ pub(crate) async fn run(
     save.begin();
     let result = told(&place.target, &manifest, &digest, key_id.as_ref());
     let state = manifest.state.to_string();
-    let mut tx = context.fence().await?;
-    let mut place = blocking(move || place.take().map(|()| place)).await??;
+    let tx = context.fence().await?;
+    let (mut tx, taken) = within(tx, move || place.take().map(|()| place)).await?;
+    let mut place = taken?;
     save.advance(1);
     save.finish();
     tx.set_exported(&found.id, found.version).await?;
@@ -100,13 +102,8 @@ pub(crate) async fn run(
         version: found.version,
         id: None,
     };
-    tx.set_published(&found.id, &distributor.id, &published).await?;
-    let entry = history(context, distributor, HistoryResult::Success, None);
-    tx.add_publish_history(&entry).await?;
-    let mut outcome = json!(entry);
-    outcome["export"] = result;
-    tx.finish(&Outcome::Finished(outcome), &context.report.to_json())
-        .await?;
+    let also = Some(("export", result));
+    end(context, tx, distributor, &published, HistoryResult::Success, also).await?;
     blocking(move || place.forget_former()).await
 }
 
@@ -216,9 +213,8 @@ fn incomplete(missing: &[String]) -> CodedError {
     CodedError::new(ErrorCode::CLOSURE_INCOMPLETE, text).with("missing", missing)
 }
 
-/// The key that is configured; none if there is no such file.
-fn signing_key(context: &Context) -> Result<Option<SigningKey>, TransferError> {
-    let settings = &context.worker.settings.transfer;
+/// The key that is configured; none if there is no such file. Opening one of cosign's takes a while.
+fn signing_key(settings: &TransferSettings) -> Result<Option<SigningKey>, TransferError> {
     let path = &settings.signing_key;
     if path.exists() {
         return SigningKey::read(path, settings.signing_key_password_file.as_deref()).map(Some);
