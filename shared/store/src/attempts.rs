@@ -23,6 +23,7 @@ use crate::{
     schedules::RunEnd,
     tasks::{Submission, state},
     timeline::EventKind,
+    together::all_or_each,
     workers::Incarnation,
 };
 
@@ -157,7 +158,7 @@ impl Store {
             "UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = $4, progressed = $4 FROM {} \
              WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt \
              AND (tasks.state = 'accepted' OR (tasks.state = 'running' AND tasks.worker_name = $2 AND tasks.incarnation = $3)) \
-             RETURNING tasks.task_id, kind, kind_name, schema_version, declined, created, traceparent, tracestate",
+             RETURNING tasks.task_id, tasks.attempt, kind, kind_name, schema_version, declined, created, traceparent, tracestate",
             attempts_given(self.engine)
         );
         let found = sqlx::query(assembled(sql))
@@ -167,33 +168,30 @@ impl Store {
             .bind(now.micros())
             .fetch_all(tx.on())
             .await?;
-        let mut outcomes: BTreeMap<TaskId, ClaimOutcome> = BTreeMap::new();
+        // By attempt too: among the grants may be one of an earlier attempt, and it must not be taken for this one.
+        let mut outcomes: BTreeMap<(TaskId, Attempt), ClaimOutcome> = BTreeMap::new();
         for r in &found {
             let id: TaskId = row::parsed(r, "task_id")?;
+            let attempt = Attempt(r.try_get("attempt")?);
             let kind = match readable(r, &supports)? {
                 Ok(kind) => kind,
                 Err(why) => {
                     tx.decline(id, &why, r.try_get("declined")?, now).await?;
-                    outcomes.insert(id, ClaimOutcome::Unreadable(why));
+                    outcomes.insert((id, attempt), ClaimOutcome::Unreadable(why));
                     continue;
                 }
             };
-            let attempt = grants.iter().find(|(granted, _)| *granted == id);
-            let Some((_, attempt)) = attempt else { continue };
             let claimed = ClaimedTask {
-                lease: TaskLease {
-                    task_id: id,
-                    attempt: *attempt,
-                },
+                lease: TaskLease { task_id: id, attempt },
                 kind,
                 created: row::instant(r, "created")?,
                 claimed: now,
                 trace: row::trace(r)?,
             };
-            outcomes.insert(id, ClaimOutcome::Claimed(Box::new(claimed)));
+            outcomes.insert((id, attempt), ClaimOutcome::Claimed(Box::new(claimed)));
         }
         tx.commit().await?;
-        let of = |(id, _): &(TaskId, Attempt)| outcomes.remove(id).unwrap_or(ClaimOutcome::Refused);
+        let of = |grant| outcomes.remove(grant).unwrap_or(ClaimOutcome::Refused);
         Ok(grants.iter().map(of).collect())
     }
 
@@ -214,27 +212,22 @@ impl Store {
     }
 
     async fn finish_all(&self, ends: &[PlainEnd]) -> Vec<Result<(), StoreError>> {
-        match self.finish_together(ends).await {
-            Ok(finished) => ends
-                .iter()
-                .map(|end| {
-                    if finished.contains(&end.lease.task_id) {
-                        return Ok(());
-                    }
-                    Err(StoreError::Fenced {
-                        task_id: end.lease.task_id,
-                        attempt: end.lease.attempt,
-                        now: "not running as this attempt".to_owned(),
-                    })
-                })
-                .collect(),
-            // Nothing of it is one task's own, so none gains by trying alone.
-            Err(e) => ends.iter().map(|_| Err(e.for_another())).collect(),
-        }
+        let finished = all_or_each(ends, |ends| self.finish_together(ends)).await;
+        let answer = |(end, is_finished): (&PlainEnd, Result<bool, StoreError>)| {
+            if is_finished? {
+                return Ok(());
+            }
+            Err(StoreError::Fenced {
+                task_id: end.lease.task_id,
+                attempt: end.lease.attempt,
+                now: "not running as this attempt".to_owned(),
+            })
+        };
+        ends.iter().zip(finished).map(answer).collect()
     }
 
-    /// Gives those that were finished.
-    async fn finish_together(&self, ends: &[PlainEnd]) -> Result<HashSet<TaskId>, StoreError> {
+    /// Tells of each whether it was finished; it was not if its attempt is over.
+    async fn finish_together(&self, ends: &[PlainEnd]) -> Result<Vec<bool>, StoreError> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
         let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
@@ -263,7 +256,11 @@ impl Store {
         let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
         tx.tell(now, &messages).await?;
         tx.commit().await?;
-        Ok(finished.into_iter().collect())
+        let finished: HashSet<TaskId> = finished.into_iter().collect();
+        Ok(ends
+            .iter()
+            .map(|end| finished.contains(&end.lease.task_id))
+            .collect())
     }
 
     /// Writes a progress report; false if the attempt is over.

@@ -15,6 +15,7 @@ use crate::{
     engine::{CHUNK, assembled, bulk, ids_of, placeholders, records},
     outbox::Message,
     row,
+    together::all_or_each,
 };
 
 /// A task's row.
@@ -156,31 +157,10 @@ impl Store {
         let store = self.clone();
         let all = move |requests: Vec<Request>| {
             let store = store.clone();
-            async move { store.submit_all(&requests).await }
+            async move { all_or_each(&requests, |requests| store.submit_together(requests)).await }
         };
         let answer = self.requests.ask(request, all).await;
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the request was given up".to_owned())))
-    }
-
-    /// All in one transaction; if that fails for a fault that may be one request's alone, each in its own.
-    async fn submit_all(&self, requests: &[Request]) -> Vec<Result<TaskId, StoreError>> {
-        match self.submit_together(requests).await {
-            Ok(ids) => ids.into_iter().map(Ok).collect(),
-            Err(e) if requests.len() == 1 => vec![Err(e)],
-            Err(e) if e.is_transient() => requests.iter().map(|_| Err(e.for_another())).collect(),
-            Err(_) => {
-                let mut answers = Vec::with_capacity(requests.len());
-                for request in requests {
-                    let alone = self.submit_together(std::slice::from_ref(request)).await;
-                    answers.push(alone.and_then(|ids| {
-                        ids.into_iter()
-                            .next()
-                            .ok_or_else(|| StoreError::NotTogether("no task was made".to_owned()))
-                    }));
-                }
-                answers
-            }
-        }
     }
 
     async fn submit_together(&self, requests: &[Request]) -> Result<Vec<TaskId>, StoreError> {

@@ -7,6 +7,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 
+use crate::StoreError;
+
+/// Does all of these together; if that fails for a fault that may be one's alone, each by itself.
+pub(crate) async fn all_or_each<'q, Q, A, R>(
+    questions: &'q [Q],
+    together: impl Fn(&'q [Q]) -> R,
+) -> Vec<Result<A, StoreError>>
+where
+    R: Future<Output = Result<Vec<A>, StoreError>>,
+{
+    match together(questions).await {
+        Ok(answers) => answers.into_iter().map(Ok).collect(),
+        Err(e) if questions.len() == 1 => vec![Err(e)],
+        Err(e) if e.is_transient() => questions.iter().map(|_| Err(e.for_another())).collect(),
+        Err(_) => {
+            let mut answers = Vec::with_capacity(questions.len());
+            for question in questions {
+                let alone = together(std::slice::from_ref(question)).await;
+                let left_out = || {
+                    Err(StoreError::NotTogether(
+                        "it was left without an answer".to_owned(),
+                    ))
+                };
+                answers.push(alone.and_then(|one| one.into_iter().next().map_or_else(left_out, Ok)));
+            }
+            answers
+        }
+    }
+}
+
 /// Calls of one kind. Clones are handles of the same.
 pub(crate) struct Together<Q, A>(Arc<Waiting<Q, A>>);
 
@@ -42,7 +72,8 @@ impl<Q, A> Default for Together<Q, A> {
 impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
     /// Asks; `all` answers a batch of questions, one each and in their order. None if it left this one without.
     ///
-    /// A batch once begun is brought to its end, also when this future is dropped.
+    /// A batch once begun is brought to its end, also when this future is dropped. A question whose future was dropped
+    /// before is asked no more: nobody wants it done at some later time.
     pub(crate) async fn ask<F, R>(&self, question: Q, all: F) -> Option<A>
     where
         F: Fn(Vec<Q>) -> R,
@@ -58,6 +89,7 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             };
             let batch: Vec<_> = {
                 let mut calls = self.lock();
+                calls.retain(|call| !call.answer.is_closed());
                 let many = calls.len().min(MOST);
                 calls.drain(..many).collect()
             };
@@ -130,6 +162,47 @@ mod tests {
         };
         let answers = futures::future::join_all((0..1000).map(|n| together.ask(n, &all))).await;
         assert_eq!(answers, (0..1000).map(Some).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_call_given_up_before_its_batch_is_not_made_later() {
+        let together: Together<usize, usize> = Together::default();
+        let gate = Arc::new(Notify::new());
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let all = |questions: Vec<usize>| {
+            let (asked, gate) = (Arc::clone(&asked), Arc::clone(&gate));
+            async move {
+                asked.lock().unwrap().extend(questions.iter().copied());
+                if questions == [1] {
+                    gate.notified().await;
+                }
+                questions
+            }
+        };
+        let mut first = Box::pin(together.ask(1, &all));
+        assert!(futures::poll!(&mut first).is_pending());
+        let mut given_up = Box::pin(together.ask(2, &all));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        gate.notify_one();
+        assert_eq!(first.await, Some(1));
+        assert_eq!(together.ask(3, &all).await, Some(3));
+        assert_eq!(*asked.lock().unwrap(), [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn what_one_does_wrong_is_told_to_it_alone() {
+        let together = |questions: &'static [usize]| async {
+            if questions.contains(&2) {
+                return Err(StoreError::Duplicate("two".to_owned()));
+            }
+            Ok(questions.to_vec())
+        };
+        let answers = all_or_each(&[1, 2, 3], together).await;
+        assert!(
+            matches!(answers.as_slice(), [Ok(1), Err(StoreError::Duplicate(_)), Ok(3)]),
+            "{answers:?}"
+        );
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! A worker's side: claims and the fenced commit.
 
+use std::pin::pin;
+
 use pulp_model::{Attempt, CodedError, ErrorCode, task::TaskState};
 use pulp_store::{
     ClaimOutcome, StoreError,
@@ -11,9 +13,8 @@ use pulp_store::{
 };
 use serde_json::json;
 
-use crate::{
-    grants::assert_still_waits,
-    support::{Bed, LONG, PATIENCE, blob, claimed, contract, delete, finish, publish, worker_name},
+use crate::support::{
+    Bed, LONG, PATIENCE, assert_waits, blob, claimed, contract, delete, finish, publish, worker_name,
 };
 
 contract!(
@@ -21,6 +22,7 @@ contract!(
     of_many_claims_of_one_grant_one_succeeds,
     a_claim_whose_answer_was_lost_is_answered_again_until_the_run_has_ended,
     a_claim_with_another_attempt_is_refused,
+    a_claim_of_an_earlier_attempt_does_not_take_the_place_of_the_present_one,
     a_claim_of_a_waiting_or_unknown_task_is_refused,
     a_claim_by_a_worker_without_a_lease_is_refused_and_the_task_waits_on,
     arguments_of_a_newer_release_are_left_to_it,
@@ -29,6 +31,7 @@ contract!(
     an_effect_and_the_end_of_the_task_are_one_change,
     every_outcome_ends_the_task_and_frees_its_resources,
     a_fenced_transaction_of_another_attempt_is_refused,
+    an_end_that_the_database_refuses_is_not_taken_for_one_to_try_again,
     an_effect_that_is_dropped_leaves_the_task_running,
     a_cancel_waits_for_an_open_effect_and_finds_the_task_ended,
     a_task_handed_back_waits_again_and_that_is_not_held_against_it,
@@ -102,6 +105,27 @@ async fn a_claim_with_another_attempt_is_refused(bed: &Bed) {
         assert_refused(&bed.claim(id, Attempt(attempt), &worker).await.unwrap());
     }
     claimed(bed.claim(id, Attempt(2), &worker).await.unwrap());
+}
+
+async fn a_claim_of_an_earlier_attempt_does_not_take_the_place_of_the_present_one(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let task = bed.running(epoch, &worker, &delete("r")).await;
+    let (id, earlier) = (task.lease.task_id(), task.lease.attempt());
+    bed.hand_back(&task.lease).await.unwrap();
+    let present = bed.grant(epoch, id, &delete("r")).await.unwrap();
+    let grants = [(id, earlier), (id, present), (id, present)];
+    let outcomes = bed.claim_all(&grants, &worker).await.unwrap();
+    let [
+        ClaimOutcome::Refused,
+        ClaimOutcome::Claimed(task),
+        ClaimOutcome::Refused,
+    ] = outcomes.as_slice()
+    else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!(task.lease.attempt(), present);
+    finish(bed.begin_fenced(&task.lease).await.unwrap()).await;
 }
 
 async fn a_claim_of_a_waiting_or_unknown_task_is_refused(bed: &Bed) {
@@ -282,6 +306,18 @@ async fn a_fenced_transaction_of_another_attempt_is_refused(bed: &Bed) {
     refused("gone").await;
 }
 
+async fn an_end_that_the_database_refuses_is_not_taken_for_one_to_try_again(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let task = bed.running(epoch, &worker, &delete("r")).await;
+    bed.execute("DROP TABLE outbox").await;
+    let told = bed
+        .finish_without_effect(&task.lease, &json!({}))
+        .await
+        .unwrap_err();
+    assert!(!told.is_transient(), "{told:?}");
+}
+
 async fn an_effect_that_is_dropped_leaves_the_task_running(bed: &Bed) {
     let repo = bed.create_repository("r").await;
     let epoch = bed.lead().await;
@@ -309,16 +345,10 @@ async fn a_cancel_waits_for_an_open_effect_and_finds_the_task_ended(bed: &Bed) {
     let task = bed.running(epoch, &worker, &delete("r")).await;
     let id = task.lease.task_id();
     let fenced = bed.begin_fenced(&task.lease).await.unwrap();
-    let store = bed.store.clone();
-    let cancel = tokio::spawn(async move {
-        let mut tx = store.begin().await.unwrap();
-        let outcome = tx.cancel_task(id).await.unwrap();
-        tx.commit().await.unwrap();
-        outcome
-    });
-    assert_still_waits(&cancel).await;
+    let mut cancel = pin!(bed.cancel(id));
+    assert_waits(bed, cancel.as_mut()).await;
     finish(fenced).await;
-    let outcome = tokio::time::timeout(PATIENCE, cancel).await.unwrap().unwrap();
+    let outcome = tokio::time::timeout(PATIENCE, cancel).await.unwrap();
     assert_eq!(outcome, CancelOutcome::AlreadyEnded);
     let ended = bed.task_of(id).await;
     assert_eq!((ended.state, ended.cancel_requested), (TaskState::Finished, None));
@@ -356,9 +386,7 @@ async fn a_canceled_task_handed_back_ends_canceled(bed: &Bed) {
     let worker = bed.worker(LONG).await;
     let task = bed.running(epoch, &worker, &delete("r")).await;
     let id = task.lease.task_id();
-    let mut tx = bed.begin().await.unwrap();
-    assert_eq!(tx.cancel_task(id).await.unwrap(), CancelOutcome::Requested);
-    tx.commit().await.unwrap();
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Requested);
     assert_eq!(
         bed.heartbeat(&worker, LONG).await.unwrap(),
         Heartbeat::Alive { cancel: vec![id] }

@@ -7,7 +7,7 @@ use pulp_model::{
     deadline::{Deadline, Deadlines, HardLimits},
     task::{Owner, TaskState},
 };
-use pulp_store::{StoreError, tasks::Submission, timeline::EventKind};
+use pulp_store::{StoreError, timeline::EventKind};
 use serde_json::json;
 use sqlx::Row as _;
 
@@ -185,28 +185,20 @@ async fn what_a_task_belongs_to_is_kept_until_it_has_ended_too(bed: &Bed) {
     let epoch = bed.lead().await;
     let worker = bed.worker(LONG).await;
     let (kind, other) = (delete("r"), delete("s"));
-    let mut tx = bed.begin().await.unwrap();
-    let submit = |kind| Submission::new(kind, Owner::system()).in_group("g");
-    let parent = tx.submit(&submit(&kind)).await.unwrap();
-    let sibling = tx.submit(&submit(&other)).await.unwrap();
-    tx.commit().await.unwrap();
+    let parent = bed.enqueue_in("g", &Owner::system(), &kind).await;
+    let sibling = bed.enqueue_in("g", &Owner::system(), &other).await;
     let attempt = bed.grant(epoch, parent, &kind).await.unwrap();
     let task = crate::support::claimed(bed.claim(parent, attempt, &worker).await.unwrap());
     let mut fenced = bed.begin_fenced(&task.lease).await.unwrap();
     let child = fenced.spawn(&publish("r", "d")).await.unwrap();
     finish(fenced).await;
-    let cancel = async |id| {
-        let mut tx = bed.begin().await.unwrap();
-        tx.cancel_task(id).await.unwrap();
-        tx.commit().await.unwrap();
-    };
-    cancel(sibling).await;
+    bed.cancel(sibling).await;
     assert_eq!(forget(bed).await, 0, "the child waits, in the same group");
     // Without the group it is the child alone that keeps its parent.
     bed.execute("UPDATE tasks SET group_id = NULL").await;
     assert_eq!(forget(bed).await, 1, "the sibling");
     assert!(bed.task(parent).await.unwrap().is_some());
-    cancel(child).await;
+    bed.cancel(child).await;
     assert_eq!(forget(bed).await, 2);
 }
 

@@ -101,9 +101,7 @@ async fn a_task_that_waits_no_more_is_passed_over(bed: &Bed) {
         bed.enqueue(&delete("b")).await,
         bed.enqueue(&delete("c")).await,
     );
-    let mut tx = bed.begin().await.unwrap();
-    assert_eq!(tx.cancel_task(canceled).await.unwrap(), CancelOutcome::Canceled);
-    tx.commit().await.unwrap();
+    assert_eq!(bed.cancel(canceled).await, CancelOutcome::Canceled);
     bed.grant(epoch, granted, &delete("b")).await.unwrap();
     let grants = [
         grant(TaskId::new(), &delete("gone")),
@@ -171,9 +169,7 @@ async fn conflict(bed: &Bed, held: Claim, wanted: Claim) {
     }
     assert_eq!(bed.outbox_depth().await.unwrap(), messages);
     // Within one commit as well.
-    let mut tx = bed.begin().await.unwrap();
-    tx.cancel_task(holder).await.unwrap();
-    tx.commit().await.unwrap();
+    bed.cancel(holder).await;
     let both = [grant_of(free, held), grant_of(other, wanted.clone())];
     let refused = bed.commit_grants(epoch, &both).await;
     assert!(
@@ -360,9 +356,7 @@ async fn run_on_a_dead_worker(bed: &Bed) -> (pulp_model::Epoch, TaskId) {
 
 async fn a_lost_workers_canceled_task_ends_canceled(bed: &Bed) {
     let (epoch, id) = run_on_a_dead_worker(bed).await;
-    let mut tx = bed.begin().await.unwrap();
-    assert_eq!(tx.cancel_task(id).await.unwrap(), CancelOutcome::Requested);
-    tx.commit().await.unwrap();
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Requested);
     assert_eq!(bed.revoke_lost(epoch, 3).await.unwrap(), [(id, Revoked::Ended)]);
     assert_eq!(bed.task_of(id).await.state, TaskState::Canceled);
 }
@@ -448,21 +442,13 @@ async fn a_revoke_passes_over_an_open_effect_that_then_is_done(bed: &Bed) {
     assert_eq!(bed.task_of(task.lease.task_id()).await.state, TaskState::Finished);
 }
 
-/// A call that must wait for something has not come back after a while in which it would have.
-pub(crate) async fn assert_still_waits<T>(call: &tokio::task::JoinHandle<T>) {
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    assert!(!call.is_finished(), "it did not wait");
-}
-
 async fn a_task_that_does_not_stop_in_time_is_ended(bed: &Bed) {
     let epoch = bed.lead().await;
     let worker = bed.worker(LONG).await;
     let asked = bed.running(epoch, &worker, &delete("a")).await;
     let other = bed.running(epoch, &worker, &delete("b")).await;
     let id = asked.lease.task_id();
-    let mut tx = bed.begin().await.unwrap();
-    tx.cancel_task(id).await.unwrap();
-    tx.commit().await.unwrap();
+    bed.cancel(id).await;
     assert_eq!(bed.force_cancel(epoch, LONG).await.unwrap(), []);
     tick(bed).await;
     assert_eq!(bed.force_cancel(epoch, BLINK).await.unwrap(), [id]);

@@ -6,7 +6,6 @@ use pulp_model::{
     TaskId,
     task::{Owner, TaskKind},
 };
-use pulp_store::tasks::Submission;
 use serde_json::json;
 
 use crate::support::{Bed, LONG, contract, delete, finish, publish};
@@ -82,9 +81,7 @@ async fn a_task_that_was_granted_or_canceled_stands_for_no_request(bed: &Bed) {
     bed.grant(epoch, granted, &kind).await.unwrap();
     let canceled = bed.enqueue(&kind).await;
     assert_ne!(canceled, granted);
-    let mut tx = bed.begin().await.unwrap();
-    tx.cancel_task(canceled).await.unwrap();
-    tx.commit().await.unwrap();
+    bed.cancel(canceled).await;
     let third = bed.enqueue(&kind).await;
     assert_ne!(third, canceled);
     assert_eq!(bed.enqueue(&kind).await, third);
@@ -170,10 +167,7 @@ async fn a_spawned_task_has_the_owner_and_group_of_its_parent(bed: &Bed) {
     let worker = bed.worker(LONG).await;
     let owner = Owner::user(&"ann".parse().unwrap());
     let kind = delete("r");
-    let mut tx = bed.begin().await.unwrap();
-    let submission = Submission::new(&kind, owner.clone()).in_group("g");
-    let parent = tx.submit(&submission).await.unwrap();
-    tx.commit().await.unwrap();
+    let parent = bed.enqueue_in("g", &owner, &kind).await;
     let attempt = bed.grant(epoch, parent, &kind).await.unwrap();
     let task = crate::support::claimed(bed.claim(parent, attempt, &worker).await.unwrap());
     let mut fenced = bed.begin_fenced(&task.lease).await.unwrap();

@@ -264,9 +264,7 @@ async fn a_slot_that_has_its_task_is_not_fired_again_whatever_the_schedule_says(
     let (sync, _) = repository(bed, "r").await;
     let made = make(bed, &new(&sync, "2020-01-01T00:00Z/P1D")).await;
     let first = fire(bed).await[0].1;
-    let mut tx = bed.begin().await.unwrap();
-    tx.cancel_task(first.task_id).await.unwrap();
-    tx.commit().await.unwrap();
+    bed.cancel(first.task_id).await;
     bed.execute("UPDATE schedules SET next_slot = first_run").await;
     assert!(fire(bed).await.is_empty());
     assert_eq!(bed.number("SELECT COUNT(*) FROM tasks").await, 1);

@@ -1,10 +1,10 @@
 //! A database a test, and short ways to say what a test needs.
 
-use std::{future::Future, ops::Deref, time::Duration};
+use std::{future::Future, ops::Deref, pin::Pin, time::Duration};
 
 use pulp_model::{
     Attempt, Digest, Epoch, MediaType, RepositoryId, TaskId, WorkerName,
-    task::TaskKind,
+    task::{Owner, TaskKind},
     unit::{BlobUnit, LayerRef, ManifestKind, ManifestUnit, TagUnit, Unit},
 };
 use pulp_store::{
@@ -12,7 +12,7 @@ use pulp_store::{
     attempts::Outcome,
     grants::{Grant, ROLE},
     repositories::NewRepository,
-    tasks::Task,
+    tasks::{CancelOutcome, Submission, Task},
     workers::Incarnation,
 };
 use serde_json::{Map, json};
@@ -147,6 +147,22 @@ impl Bed {
         let id = tx.enqueue(kind).await.unwrap();
         tx.commit().await.unwrap();
         id
+    }
+
+    /// Enqueues in a group.
+    pub(crate) async fn enqueue_in(&self, group: &str, owner: &Owner, kind: &TaskKind) -> TaskId {
+        let mut tx = self.begin().await.unwrap();
+        let submission = Submission::new(kind, owner.clone()).in_group(group);
+        let id = tx.submit(&submission).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    pub(crate) async fn cancel(&self, id: TaskId) -> CancelOutcome {
+        let mut tx = self.begin().await.unwrap();
+        let outcome = tx.cancel_task(id).await.unwrap();
+        tx.commit().await.unwrap();
+        outcome
     }
 
     pub(crate) async fn task_of(&self, id: TaskId) -> Task {
@@ -311,6 +327,23 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut conditi
             "{what}: not within {PATIENCE:?}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until `call` waits for somebody else's transaction to end.
+pub(crate) async fn assert_waits<T>(bed: &Bed, mut call: Pin<&mut impl Future<Output = T>>) {
+    if !bed.is_postgres() {
+        // One writer: the first thing that the call does is to queue for its place.
+        assert!(futures::poll!(call).is_pending(), "it did not wait");
+        return;
+    }
+    let waits = eventually("it waits for a lock", || async {
+        let sql = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        bed.number(sql).await > 0
+    });
+    tokio::select! {
+        _ = &mut call => panic!("it did not wait"),
+        () = waits => {}
     }
 }
 

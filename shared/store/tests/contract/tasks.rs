@@ -79,9 +79,7 @@ async fn tasks_are_searched_by_state_tag_id_and_group(bed: &Bed) {
     let a = bed.enqueue(&delete("a")).await;
     let b = bed.enqueue(&publish("b", "d")).await;
     let c = bed.enqueue(&publish("a", "d")).await;
-    let mut tx = bed.begin().await.unwrap();
-    tx.cancel_task(c).await.unwrap();
-    tx.commit().await.unwrap();
+    bed.cancel(c).await;
     bed.execute(&format!("UPDATE tasks SET group_id = 'g' WHERE task_id = '{b}'"))
         .await;
     let search = async |filter: TaskFilter| -> Vec<_> {
@@ -171,13 +169,6 @@ async fn tasks_are_paged_in_the_order_of_their_creation(bed: &Bed) {
     assert_eq!(page(true, 0, Some(u32::MAX)).await, ids);
 }
 
-async fn cancel(bed: &Bed, id: pulp_model::TaskId) -> CancelOutcome {
-    let mut tx = bed.begin().await.unwrap();
-    let outcome = tx.cancel_task(id).await.unwrap();
-    tx.commit().await.unwrap();
-    outcome
-}
-
 /// How often the resource manager is told that `id` has ended.
 async fn told_ended(bed: &Bed, id: pulp_model::TaskId) -> i64 {
     bed.number(&format!(
@@ -188,7 +179,7 @@ async fn told_ended(bed: &Bed, id: pulp_model::TaskId) -> i64 {
 
 async fn canceling_a_waiting_task_ends_it_and_tells_the_resource_manager(bed: &Bed) {
     let id = bed.enqueue(&delete("r")).await;
-    assert_eq!(cancel(bed, id).await, CancelOutcome::Canceled);
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Canceled);
     let task = bed.task_of(id).await;
     assert_eq!(task.state, TaskState::Canceled);
     assert!(task.finished.is_some());
@@ -200,7 +191,7 @@ async fn canceling_an_accepted_task_frees_its_resources(bed: &Bed) {
     let epoch = bed.lead().await;
     let (first, second) = (bed.enqueue(&delete("r")).await, bed.enqueue(&delete("r")).await);
     let attempt = bed.grant(epoch, first, &delete("r")).await.unwrap();
-    assert_eq!(cancel(bed, first).await, CancelOutcome::Canceled);
+    assert_eq!(bed.cancel(first).await, CancelOutcome::Canceled);
     assert!(bed.grant(epoch, second, &delete("r")).await.is_some());
     // The message of the canceled grant still comes to a worker.
     let worker = bed.worker(LONG).await;
@@ -214,12 +205,12 @@ async fn canceling_a_running_task_asks_its_worker_once(bed: &Bed) {
     let worker = bed.worker(LONG).await;
     let task = bed.running(epoch, &worker, &delete("r")).await;
     let id = task.lease.task_id();
-    assert_eq!(cancel(bed, id).await, CancelOutcome::Requested);
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Requested);
     let asked = bed.task_of(id).await;
     assert_eq!(asked.state, TaskState::Running);
     assert!(asked.cancel_requested.is_some());
     crate::support::tick(bed).await;
-    assert_eq!(cancel(bed, id).await, CancelOutcome::Requested);
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Requested);
     assert_eq!(bed.task_of(id).await, asked, "the first request counts");
     assert_eq!(told_ended(bed, id).await, 0);
 }
@@ -239,11 +230,11 @@ async fn canceling_an_ended_or_unknown_task_changes_nothing(bed: &Bed) {
         tx.finish(&outcome, &json!({})).await.unwrap();
         let ended = bed.task_of(task.lease.task_id()).await;
         assert!(ended.state.is_terminal());
-        assert_eq!(cancel(bed, ended.id).await, CancelOutcome::AlreadyEnded);
+        assert_eq!(bed.cancel(ended.id).await, CancelOutcome::AlreadyEnded);
         assert_eq!(bed.task_of(ended.id).await, ended);
     }
     assert_eq!(
-        cancel(bed, pulp_model::TaskId::new()).await,
+        bed.cancel(pulp_model::TaskId::new()).await,
         CancelOutcome::Unknown
     );
 }
@@ -254,7 +245,7 @@ async fn purging_takes_only_ended_tasks_of_the_states_named(bed: &Bed) {
     let waiting = bed.enqueue(&delete("waiting")).await;
     let running = bed.running(epoch, &worker, &delete("running")).await;
     let canceled = bed.enqueue(&delete("canceled")).await;
-    cancel(bed, canceled).await;
+    bed.cancel(canceled).await;
     let finished = bed.enqueue(&delete("finished")).await;
     let attempt = bed.grant(epoch, finished, &delete("finished")).await.unwrap();
     let lease = claimed(bed.claim(finished, attempt, &worker).await.unwrap()).lease;
@@ -296,7 +287,7 @@ async fn tasks_are_forgotten_by_the_time_of_their_end_a_few_at_once(bed: &Bed) {
         let id = bed.enqueue(&delete(&format!("r{n}"))).await;
         ids.push(id);
         if n < 4 {
-            cancel(bed, id).await;
+            bed.cancel(id).await;
             bed.execute(&format!(
                 "UPDATE tasks SET finished = {n}, created = 0 WHERE task_id = '{id}'"
             ))
