@@ -10,7 +10,7 @@ use pulp_model::{TaskId, Timestamp, task::TaskState};
 use sqlx::any::AnyRow;
 
 use crate::{
-    Engine, StoreError, Tx,
+    StoreError, Tx,
     engine::{CHUNK, bulk, placeholders},
     outbox::Message,
     row,
@@ -162,13 +162,5 @@ impl Tx {
             query.bind(id.to_string())
         });
         Ok(query.fetch_all(self.on()).await?)
-    }
-
-    /// The same statement with its rows locked; SQLite's only writer has them all.
-    fn updating(&self, sql: String) -> String {
-        match self.engine {
-            Engine::Postgres => sql + " FOR UPDATE",
-            Engine::Sqlite => sql,
-        }
     }
 }

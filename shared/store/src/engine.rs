@@ -131,22 +131,34 @@ impl Store {
         self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
     }
 
+    /// Begins a transaction that only reads, and in which all statements see the same instant.
+    pub(crate) async fn begin_snapshot(&self) -> Result<Tx, StoreError> {
+        let begin = match self.engine {
+            Engine::Sqlite => "BEGIN",
+            Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+        };
+        Ok(self.tx(None, self.pool.begin_with(begin).await?))
+    }
+
     async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
-        let (turn, inner) = match self.engine {
+        Ok(match self.engine {
             Engine::Sqlite => {
                 let turn = Arc::clone(&self.writer).lock_owned().await;
-                (Some(turn), self.pool.begin_with("BEGIN IMMEDIATE").await?)
+                self.tx(Some(turn), self.pool.begin_with("BEGIN IMMEDIATE").await?)
             }
-            Engine::Postgres => (None, self.pool.begin_with(postgres).await?),
-        };
-        Ok(Tx {
+            Engine::Postgres => self.tx(None, self.pool.begin_with(postgres).await?),
+        })
+    }
+
+    fn tx(&self, turn: Option<OwnedMutexGuard<()>>, inner: Transaction<'static, Any>) -> Tx {
+        Tx {
             inner,
             engine: self.engine,
             patience: self.pool.patience,
             rings_relay: false,
             outbox_bell: Arc::clone(&self.outbox_bell),
             _turn: turn,
-        })
+        }
     }
 
     /// Whether the database answers.
@@ -170,7 +182,7 @@ impl Store {
     }
 }
 
-/// A transaction that writes. Dropped without [`Tx::commit`] it leaves nothing.
+/// A transaction. Dropped without [`Tx::commit`] it leaves nothing.
 ///
 /// After any call on it has failed, drop it: PostgreSQL refuses what follows, and its `COMMIT` of a failed
 /// transaction is a rollback that reports no error.
@@ -250,6 +262,14 @@ impl Tx {
             .fetch_one(self.on())
             .await?;
         Ok(Timestamp(found.try_get("now")?))
+    }
+
+    /// The same query with its rows locked; SQLite's only writer has them all.
+    pub(crate) fn updating(&self, sql: String) -> String {
+        match self.engine {
+            Engine::Postgres => sql + " FOR UPDATE",
+            Engine::Sqlite => sql,
+        }
     }
 
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.

@@ -154,10 +154,6 @@ impl Pool {
         &self.inner
     }
 
-    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        self.patience.wait(self.inner.begin()).await
-    }
-
     /// Begins a transaction by a statement of one's own.
     pub(crate) async fn begin_with(
         &self,

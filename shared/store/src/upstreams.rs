@@ -1,14 +1,23 @@
 //! What all workers share about registries elsewhere: what these let us ask, and who downloads what.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use pulp_model::{
-    Digest, Timestamp,
+    Digest, Timestamp, WorkerName,
     budget::{Bucket, Budget, Quota, Refill},
 };
+use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
-use crate::{Store, StoreError, Tx, row, workers::Incarnation};
+use crate::{
+    Store, StoreError, Tx,
+    engine::{assembled, records},
+    row,
+    workers::Incarnation,
+};
 
 /// Who is known to a registry by what it counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,8 +83,9 @@ impl Store {
         self.begin().await?.budget(account).await
     }
 
-    /// Asks for the download of each of these blobs (again, of those that are ours), of which nobody has two: with `at_once` no more than so many are
-    /// under way from one host, over all workers. The answers are in the order of the digests.
+    /// Asks for the download of each of these blobs, of which no two workers have one; those that are ours already stay
+    /// ours. With `at_once` no more than so many are under way from one host, over all workers. The answers are in the
+    /// order of the digests.
     pub async fn begin_downloads(
         &self,
         worker: &Incarnation,
@@ -86,58 +96,65 @@ impl Store {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
         tx.forget_dead_downloads(now).await?;
-        let mut room = match at_once {
-            Some(most) => Some(i64::from(most) - tx.downloads_of(host).await?),
-            None => None,
-        };
-        let mut turns = vec![Turn::HostIsBusy; digests.len()];
-        // In one order everywhere, so that no two transactions wait for each other.
-        let mut order: Vec<usize> = (0..digests.len()).collect();
-        order.sort_by_key(|i| digests.get(*i));
-        for at in order {
-            let (Some(digest), Some(turn)) = (digests.get(at), turns.get_mut(at)) else {
-                continue;
-            };
-            if room.is_some_and(|room| room <= 0) {
-                continue;
-            }
-            let sql = "INSERT INTO downloads (digest, host, worker_name, incarnation, begun) VALUES ($1, $2, $3, $4, $5) \
-                       ON CONFLICT (digest) DO UPDATE SET begun = excluded.begun \
-                       WHERE downloads.worker_name = excluded.worker_name AND downloads.incarnation = excluded.incarnation";
-            let done = sqlx::query(sql)
-                .bind(digest.to_string())
-                .bind(host)
-                .bind(&worker.name.0)
-                .bind(worker.id.to_string())
-                .bind(now.micros())
-                .execute(tx.on())
-                .await?;
-            *turn = if done.rows_affected() > 0 {
-                room = room.map(|room| room - 1);
-                Turn::Ours
-            } else {
-                Turn::Taken
-            };
+        let mut wanted: BTreeSet<&Digest> = digests.iter().collect();
+        let mut taken = BTreeSet::new();
+        if let Some(most) = at_once {
+            let free = u64::from(most).saturating_sub(tx.downloads_of(host).await?);
+            let holders = tx.holders_of(&wanted).await?;
+            let mut free = usize::try_from(free).unwrap_or(usize::MAX);
+            wanted.retain(|digest| match holders.get(*digest) {
+                Some(holder) if holder == worker => true,
+                Some(_) => {
+                    taken.insert(*digest);
+                    false
+                }
+                None => free.checked_sub(1).is_some_and(|left| {
+                    free = left;
+                    true
+                }),
+            });
         }
+        let ours = tx.take_downloads(worker, host, &wanted, now).await?;
         tx.commit().await?;
-        Ok(turns)
+        let turn = |digest| {
+            if ours.contains(digest) {
+                Turn::Ours
+            } else if wanted.contains(digest) || taken.contains(digest) {
+                Turn::Taken
+            } else {
+                Turn::HostIsBusy
+            }
+        };
+        Ok(digests.iter().map(turn).collect())
     }
 
     /// Ends downloads of ours, whatever became of them.
     pub async fn end_downloads(&self, worker: &Incarnation, digests: &[Digest]) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        let mut digests: Vec<&Digest> = digests.iter().collect();
-        digests.sort();
-        for digest in digests {
-            sqlx::query("DELETE FROM downloads WHERE digest = $1 AND worker_name = $2 AND incarnation = $3")
-                .bind(digest.to_string())
-                .bind(&worker.name.0)
-                .bind(worker.id.to_string())
-                .execute(tx.on())
-                .await?;
-        }
+        // In the order in which they are taken, so that no two transactions wait for each other.
+        let held = format!(
+            "SELECT digest FROM downloads WHERE digest IN (SELECT r.digest FROM {}) AND worker_name = $2 \
+             AND incarnation = $3 ORDER BY digest",
+            records(tx.engine, &DIGEST)
+        );
+        let sql = format!("DELETE FROM downloads WHERE digest IN ({})", tx.updating(held));
+        sqlx::query(assembled(sql))
+            .bind(list_of(digests))
+            .bind(&worker.name.0)
+            .bind(worker.id.to_string())
+            .execute(tx.on())
+            .await?;
         tx.commit().await
     }
+}
+
+/// The field of [`list_of`].
+const DIGEST: [(&str, &str); 1] = [("digest", "text")];
+
+/// Digests as [`records`].
+fn list_of<'d>(digests: impl IntoIterator<Item = &'d Digest>) -> String {
+    let rows = digests.into_iter().map(|digest| json!({ "digest": digest }));
+    Value::Array(rows.collect()).to_string()
 }
 
 impl Tx {
@@ -192,8 +209,56 @@ impl Tx {
         Ok(())
     }
 
+    /// Who downloads these now.
+    async fn holders_of(
+        &mut self,
+        digests: &BTreeSet<&Digest>,
+    ) -> Result<BTreeMap<Digest, Incarnation>, StoreError> {
+        let sql = format!(
+            "SELECT digest, worker_name, incarnation FROM downloads WHERE digest IN (SELECT r.digest FROM {})",
+            records(self.engine, &DIGEST)
+        );
+        let query = sqlx::query(assembled(sql)).bind(list_of(digests.iter().copied()));
+        let rows = query.fetch_all(self.on()).await?;
+        rows.iter()
+            .map(|r| {
+                let name = WorkerName(r.try_get("worker_name")?);
+                let id = row::parsed(r, "incarnation")?;
+                Ok((row::parsed(r, "digest")?, Incarnation { name, id }))
+            })
+            .collect()
+    }
+
+    /// Takes those that nobody else has; gives them, and those that were ours already.
+    async fn take_downloads(
+        &mut self,
+        worker: &Incarnation,
+        host: &str,
+        digests: &BTreeSet<&Digest>,
+        now: Timestamp,
+    ) -> Result<BTreeSet<Digest>, StoreError> {
+        // In one order everywhere, so that no two transactions wait for each other.
+        let sql = format!(
+            "INSERT INTO downloads (digest, host, worker_name, incarnation, begun) \
+             SELECT r.digest, $2, $3, $4, CAST($5 AS BIGINT) FROM {} WHERE true ORDER BY r.digest \
+             ON CONFLICT (digest) DO UPDATE SET begun = excluded.begun \
+             WHERE downloads.worker_name = excluded.worker_name AND downloads.incarnation = excluded.incarnation \
+             RETURNING digest",
+            records(self.engine, &DIGEST)
+        );
+        let rows = sqlx::query(assembled(sql))
+            .bind(list_of(digests.iter().copied()))
+            .bind(host)
+            .bind(&worker.name.0)
+            .bind(worker.id.to_string())
+            .bind(now.micros())
+            .fetch_all(self.on())
+            .await?;
+        rows.iter().map(|r| row::parsed(r, "digest")).collect()
+    }
+
     /// How many downloads from a host are under way; none begins until this transaction ends.
-    async fn downloads_of(&mut self, host: &str) -> Result<i64, StoreError> {
+    async fn downloads_of(&mut self, host: &str) -> Result<u64, StoreError> {
         sqlx::query("INSERT INTO upstream_hosts (host) VALUES ($1) ON CONFLICT (host) DO NOTHING")
             .bind(host)
             .execute(self.on())
@@ -204,7 +269,7 @@ impl Tx {
             .bind(host)
             .fetch_one(self.on())
             .await?;
-        Ok(found.try_get("n")?)
+        Ok(u64::try_from(found.try_get::<i64, _>("n")?).unwrap_or(0))
     }
 }
 

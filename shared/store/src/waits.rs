@@ -7,10 +7,14 @@ use pulp_model::{
     task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
     wait::{Contender, Parked, Service, Situation, Subject},
 };
-use sqlx::{Any, Row as _, Transaction, any::AnyRow};
+use sqlx::{
+    Any, Row as _,
+    any::{AnyArguments, AnyRow},
+    query::Query,
+};
 
 use crate::{
-    Engine, Store, StoreError,
+    Store, StoreError, Tx,
     engine::{assembled, placeholders},
     grants::ROLE,
     row,
@@ -28,14 +32,7 @@ impl Store {
     pub async fn situation(&self, id: TaskId) -> Result<Option<Situation>, StoreError> {
         let now = self.now().await?;
         // One snapshot for all statements: nobody is told that it waits for somebody who waits for it.
-        let mut tx = match self.engine {
-            Engine::Postgres => {
-                self.pool
-                    .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                    .await?
-            }
-            Engine::Sqlite => self.pool.begin().await?,
-        };
+        let mut tx = self.begin_snapshot().await?;
         let Some((task, accepted)) = subject(&mut tx, id).await? else {
             return Ok(None);
         };
@@ -59,35 +56,32 @@ impl Store {
             situation.service = service(&mut tx, task, accepted, now.micros()).await?;
             let led = "SELECT COUNT(*) AS n FROM leases WHERE role = $1 AND expires >= $2";
             let led = sqlx::query(led).bind(ROLE).bind(now.micros());
-            situation.is_led = count(&led.fetch_one(&mut *tx).await?)? > 0;
+            situation.is_led = count(&led.fetch_one(tx.on()).await?)? > 0;
             let unsent = "SELECT COUNT(*) AS n FROM outbox WHERE body LIKE $1";
             let unsent = sqlx::query(unsent).bind(format!("%{id}%"));
-            situation.is_unsent = count(&unsent.fetch_one(&mut *tx).await?)? > 0;
+            situation.is_unsent = count(&unsent.fetch_one(tx.on()).await?)? > 0;
         }
         Ok(Some(situation))
     }
 }
 
 /// The task itself, and when it was granted.
-async fn subject(
-    tx: &mut Transaction<'static, Any>,
-    id: TaskId,
-) -> Result<Option<(Subject, Option<i64>)>, StoreError> {
+async fn subject(tx: &mut Tx, id: TaskId) -> Result<Option<(Subject, Option<i64>)>, StoreError> {
     let sql = "SELECT state, kind_name, schema_version, class, owner, created, accepted, started, finished, not_before, \
                worker_name, cancel_requested FROM tasks WHERE task_id = $1";
     let found = sqlx::query(sql).bind(id.to_string());
-    let Some(found) = found.fetch_optional(&mut **tx).await? else {
+    let Some(found) = found.fetch_optional(tx.on()).await? else {
         return Ok(None);
     };
     let sql = "SELECT resource, exclusive FROM task_resources WHERE task_id = $1 ORDER BY resource";
-    let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(&mut **tx).await?;
+    let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(tx.on()).await?;
     let claims = rows.iter().map(claim).collect::<Result<_, _>>()?;
     // Why it waits again, if it does: what ended its last attempt.
     let sql = "SELECT at, event, detail FROM task_events WHERE task_id = $1 AND event NOT IN ('granted', 'claimed') \
                ORDER BY at DESC LIMIT 1";
     let event = sqlx::query(sql)
         .bind(id.to_string())
-        .fetch_optional(&mut **tx)
+        .fetch_optional(tx.on())
         .await?;
     let state = state(&found)?;
     let created = row::instant(&found, "created")?;
@@ -128,53 +122,48 @@ async fn subject(
 }
 
 /// Who holds any of its resources.
-async fn holders(tx: &mut Transaction<'static, Any>, task: &Subject) -> Result<Vec<Contender>, StoreError> {
+async fn holders(tx: &mut Tx, task: &Subject) -> Result<Vec<Contender>, StoreError> {
     let sql = assembled(format!(
         "SELECT t.task_id, t.kind_name, t.state, t.owner, t.worker_name, t.created, v.granted, v.resource, v.exclusive \
          FROM reservations v JOIN tasks t ON t.task_id = v.task_id \
          WHERE v.task_id <> $1 AND v.resource IN ({}) ORDER BY v.granted, t.created, t.task_id",
         placeholders(2, task.claims.len())
     ));
-    let mut query = sqlx::query(sql).bind(task.id.to_string());
-    for claim in &task.claims {
-        query = query.bind(claim.resource.as_str());
-    }
-    contenders(&query.fetch_all(&mut **tx).await?)
+    let query = with_resources(sqlx::query(sql).bind(task.id.to_string()), task);
+    contenders(&query.fetch_all(tx.on()).await?)
+}
+
+/// Binds the resources that a task claims.
+fn with_resources<'q>(
+    query: Query<'q, Any, AnyArguments>,
+    task: &'q Subject,
+) -> Query<'q, Any, AnyArguments> {
+    let resources = task.claims.iter().map(|claim| claim.resource.as_str());
+    resources.fold(query, Query::bind)
 }
 
 /// Who came before it and waits for any of its resources: the first of them, and how many in all.
-async fn line(
-    tx: &mut Transaction<'static, Any>,
-    task: &Subject,
-    now: Timestamp,
-) -> Result<(Vec<Contender>, u64), StoreError> {
+async fn line(tx: &mut Tx, task: &Subject, now: Timestamp) -> Result<(Vec<Contender>, u64), StoreError> {
     let before = format!(
         "FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
          WHERE t.state = 'waiting' AND (t.created < $1 OR (t.created = $1 AND t.task_id < $2)) \
          AND (t.steps_aside = 0 OR t.not_before <= $3) AND r.resource IN ({})",
         placeholders(4, task.claims.len())
     );
-    let sql = assembled(format!("SELECT COUNT(DISTINCT t.task_id) AS n {before}"));
-    let mut query = sqlx::query(sql)
-        .bind(task.created.micros())
-        .bind(task.id.to_string())
-        .bind(now.micros());
-    for claim in &task.claims {
-        query = query.bind(claim.resource.as_str());
-    }
-    let in_all = count(&query.fetch_one(&mut **tx).await?)?;
-    let sql = assembled(format!(
+    let bound = |sql: String| {
+        let query = sqlx::query(assembled(sql))
+            .bind(task.created.micros())
+            .bind(task.id.to_string())
+            .bind(now.micros());
+        with_resources(query, task)
+    };
+    let query = bound(format!("SELECT COUNT(DISTINCT t.task_id) AS n {before}"));
+    let in_all = count(&query.fetch_one(tx.on()).await?)?;
+    let query = bound(format!(
         "SELECT t.task_id, t.kind_name, t.state, t.owner, t.worker_name, t.created, t.accepted AS granted, r.resource, r.exclusive \
          {before} ORDER BY t.created, t.task_id LIMIT {LONGEST_LINE}"
     ));
-    let mut query = sqlx::query(sql)
-        .bind(task.created.micros())
-        .bind(task.id.to_string())
-        .bind(now.micros());
-    for claim in &task.claims {
-        query = query.bind(claim.resource.as_str());
-    }
-    Ok((contenders(&query.fetch_all(&mut **tx).await?)?, in_all))
+    Ok((contenders(&query.fetch_all(tx.on()).await?)?, in_all))
 }
 
 /// One row a claim, those of one task beside each other, to one contender a task.
@@ -204,14 +193,14 @@ fn contenders(rows: &[AnyRow]) -> Result<Vec<Contender>, StoreError> {
 
 /// How its class is served, and what is in it.
 async fn service(
-    tx: &mut Transaction<'static, Any>,
+    tx: &mut Tx,
     task: &Subject,
     accepted: Option<i64>,
     now: i64,
 ) -> Result<Service, StoreError> {
     let mut service = Service::default();
     let sql = "SELECT slots, supports FROM workers WHERE expires >= $1 AND slots <> '{}'";
-    for r in sqlx::query(sql).bind(now).fetch_all(&mut **tx).await? {
+    for r in sqlx::query(sql).bind(now).fetch_all(tx.on()).await? {
         let worker = Serving {
             slots: row::json(&r, "slots")?,
             supports: row::json(&r, "supports")?,
@@ -224,7 +213,7 @@ async fn service(
     }
     let sql = "SELECT state, COUNT(*) AS n FROM tasks WHERE class = $1 AND state IN ('accepted', 'running') GROUP BY state";
     let rows = sqlx::query(sql).bind(task.class.as_str());
-    for r in rows.fetch_all(&mut **tx).await? {
+    for r in rows.fetch_all(tx.on()).await? {
         match state(&r)? {
             TaskState::Running => service.running = count(&r)?,
             _ => service.granted = count(&r)?,
@@ -237,7 +226,7 @@ async fn service(
             .bind(task.class.as_str())
             .bind(task.id.to_string())
             .bind(accepted);
-        service.granted_before = count(&query.fetch_one(&mut **tx).await?)?;
+        service.granted_before = count(&query.fetch_one(tx.on()).await?)?;
     }
     let sql = "SELECT COUNT(*) AS n, COUNT(CASE WHEN owner = $4 THEN 1 END) AS of_owner FROM tasks WHERE class = $1 \
                AND state = 'waiting' AND (created < $2 OR (created = $2 AND task_id < $3))";
@@ -246,7 +235,7 @@ async fn service(
         .bind(task.created.micros())
         .bind(task.id.to_string())
         .bind(task.owner.as_str());
-    let before = query.fetch_one(&mut **tx).await?;
+    let before = query.fetch_one(tx.on()).await?;
     service.before = count(&before)?;
     service.before_of_owner = u64::try_from(before.try_get::<i64, _>("of_owner")?).unwrap_or(0);
     Ok(service)

@@ -20,6 +20,7 @@ contract!(
     a_blob_is_downloaded_by_one_worker_at_a_time,
     a_download_of_a_dead_worker_counts_no_more,
     no_more_is_downloaded_from_a_host_than_may_be,
+    a_download_that_is_asked_for_again_stays_ours_however_busy_its_host,
     a_parked_task_waits_for_its_instant_and_holds_nothing,
     a_canceled_task_that_parks_ends_canceled,
     an_attempt_that_is_over_parks_nothing,
@@ -156,6 +157,25 @@ async fn no_more_is_downloaded_from_a_host_than_may_be(bed: &Bed) {
     assert_eq!(elsewhere, [Turn::Ours]);
 }
 
+async fn a_download_that_is_asked_for_again_stays_ours_however_busy_its_host(bed: &Bed) {
+    let (one, other) = (bed.worker(LONG).await, bed.worker(LONG).await);
+    let wanted = digests(&["a", "b", "c"]);
+    let first = &wanted[..1];
+    let turns = bed.begin_downloads(&one, "h", first, Some(2)).await.unwrap();
+    assert_eq!(turns, [Turn::Ours]);
+    // The answer was lost: nobody but us could ever end it.
+    let twice = [first, first].concat();
+    let turns = bed.begin_downloads(&one, "h", &twice, Some(1)).await.unwrap();
+    assert_eq!(turns, [Turn::Ours, Turn::Ours]);
+    let turns = bed.begin_downloads(&other, "h", &wanted, Some(2)).await.unwrap();
+    assert_eq!(turns.iter().filter(|turn| **turn == Turn::Ours).count(), 1);
+    assert_eq!(turns[0], Turn::Taken);
+    assert!(turns.contains(&Turn::HostIsBusy));
+    bed.end_downloads(&one, &twice).await.unwrap();
+    let turns = bed.begin_downloads(&other, "h", first, Some(2)).await.unwrap();
+    assert_eq!(turns, [Turn::Ours]);
+}
+
 async fn a_parked_task_waits_for_its_instant_and_holds_nothing(bed: &Bed) {
     let epoch = bed.lead().await;
     let worker = bed.worker(LONG).await;
@@ -186,9 +206,7 @@ async fn a_canceled_task_that_parks_ends_canceled(bed: &Bed) {
     let worker = bed.worker(LONG).await;
     let task = bed.running(epoch, &worker, &delete("r")).await;
     let id = task.lease.task_id();
-    let mut tx = bed.begin().await.unwrap();
-    assert_eq!(tx.cancel_task(id).await.unwrap(), CancelOutcome::Requested);
-    tx.commit().await.unwrap();
+    assert_eq!(bed.cancel(id).await, CancelOutcome::Requested);
     bed.park(&task.lease, LONG, "never").await.unwrap();
     assert_eq!(bed.task_of(id).await.state, TaskState::Canceled);
 }
