@@ -12,7 +12,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, Engine, assembled, bulk, placeholders, rows_of},
+    engine::{CHUNK, Engine, assembled, bulk, ids_of, placeholders, records, rows_of},
     leases::micros,
     outbox::Message,
     row,
@@ -194,22 +194,29 @@ impl Store {
         let mut tx = self.begin().await?;
         tx.require_epoch(ROLE, epoch).await?;
         let now = tx.now().await?;
-        let sql = "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' \
-                   AND COALESCE(resent, accepted) < $1 ORDER BY accepted LIMIT 1000";
+        // One that is being claimed just now needs no second message.
+        let unclaimed = tx.locking(
+            "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' \
+             AND COALESCE(resent, accepted) < $1 ORDER BY accepted LIMIT 1000 FOR UPDATE SKIP LOCKED",
+        );
         let before = now.plus_micros(-micros(older_than)).micros();
-        let rows = sqlx::query(sql).bind(before).fetch_all(tx.on()).await?;
-        let mut messages = Vec::with_capacity(rows.len());
+        let rows = sqlx::query(unclaimed).bind(before).fetch_all(tx.on()).await?;
+        let (mut ids, mut messages) = (Vec::new(), Vec::new());
         for r in &rows {
             let id: TaskId = row::parsed(r, "task_id")?;
-            let touch = "UPDATE tasks SET resent = $2 WHERE task_id = $1 AND state = 'accepted'";
-            sqlx::query(touch)
-                .bind(id.to_string())
-                .bind(now.micros())
-                .execute(tx.on())
-                .await?;
             let attempt = Attempt(r.try_get("attempt")?);
             messages.push(Message::granted(id, attempt, class(r)?, epoch).within(row::trace(r)?));
+            ids.push(id);
         }
+        let touch = format!(
+            "UPDATE tasks SET resent = $2 WHERE task_id IN (SELECT r.id FROM {})",
+            records(tx.engine, &[("id", "text")])
+        );
+        sqlx::query(assembled(touch))
+            .bind(ids_of(&ids))
+            .bind(now.micros())
+            .execute(tx.on())
+            .await?;
         tx.tell(now, &messages).await?;
         tx.commit().await?;
         Ok(rows.len() as u64)

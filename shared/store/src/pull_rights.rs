@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 
 use pulp_model::{Puller, RegistryId, RepositoryId};
-use sqlx::Row as _;
+use serde_json::{Value, json};
 
-use crate::{Store, StoreError, Tx, row};
+use crate::{
+    Store, StoreError, Tx,
+    engine::{assembled, records},
+    row,
+};
 
 impl Store {
     /// Who may pull from a repository, in order.
@@ -33,23 +37,20 @@ impl Store {
         puller: &Puller,
         names: &BTreeSet<RegistryId>,
     ) -> Result<BTreeSet<RegistryId>, StoreError> {
-        let sql = "SELECT COUNT(DISTINCT d.repo_id) AS published, COUNT(DISTINCT r.repo_id) AS allowed \
-                   FROM distributors d LEFT JOIN pull_rights r ON r.repo_id = d.repo_id AND r.puller = $2 \
-                   WHERE d.published_registry_id = $1";
-        let who = puller.to_string();
-        let mut open = BTreeSet::new();
-        for name in names {
-            let found = sqlx::query(sql)
-                .bind(name.as_str())
-                .bind(who.as_str())
-                .fetch_one(&self.pool)
-                .await?;
-            let (published, allowed): (i64, i64) = (found.try_get("published")?, found.try_get("allowed")?);
-            if published > 0 && published == allowed {
-                open.insert(name.clone());
-            }
-        }
-        Ok(open)
+        let sql = format!(
+            "SELECT d.published_registry_id AS name FROM distributors d \
+             LEFT JOIN pull_rights p ON p.repo_id = d.repo_id AND p.puller = $2 \
+             WHERE d.published_registry_id IN (SELECT r.name FROM {}) GROUP BY d.published_registry_id \
+             HAVING COUNT(DISTINCT d.repo_id) = COUNT(DISTINCT p.repo_id)",
+            records(self.engine, &[("name", "text")])
+        );
+        let names = names.iter().map(|name| json!({ "name": name }));
+        let rows = sqlx::query(assembled(sql))
+            .bind(Value::Array(names.collect()).to_string())
+            .bind(puller.to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|r| row::parsed(r, "name")).collect()
     }
 }
 
