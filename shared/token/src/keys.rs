@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -18,6 +19,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use pulp_model::{Puller, RegistryId};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
+use tempfile::NamedTempFile;
 
 use crate::{Access, Claims};
 
@@ -118,30 +120,23 @@ impl Signer {
 
     /// Makes a new private key in a file that only its owner can read. A file that is there is left alone.
     pub fn generate(path: &Path) -> Result<(), KeyError> {
-        use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
-        let wrong = |e: io::Error| KeyError::new(path, format!("can't be written: {e}"));
-        let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
-            .map_err(|_| KeyError::new(path, "no key can be made"))?;
         if path.exists() {
             return Ok(());
         }
+        let wrong = |e: io::Error| KeyError::new(path, format!("can't be written: {e}"));
+        let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+            .map_err(|_| KeyError::new(path, "no key can be made"))?;
         // Under a name of its own first: whoever finds the file finds the whole key.
-        let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&unfinished)
-            .map_err(wrong)?;
-        let written = file
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut unfinished = NamedTempFile::new_in(folder).map_err(wrong)?;
+        unfinished
             .write_all(pem("PRIVATE KEY", made.as_ref()).as_bytes())
-            .and_then(|()| file.sync_all());
-        written.map_err(wrong)?;
+            .and_then(|()| unfinished.as_file().sync_all())
+            .map_err(wrong)?;
         // Of two processes that make one at once, one's becomes the key of both.
-        match fs::hard_link(&unfinished, path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(wrong(e)),
-            _ => fs::remove_file(&unfinished).map_err(wrong),
+        match unfinished.persist_noclobber(path) {
+            Err(e) if e.error.kind() != io::ErrorKind::AlreadyExists => Err(wrong(e.error)),
+            _ => Ok(()),
         }
     }
 

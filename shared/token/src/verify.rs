@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Access, Claims, KeyError, KeyId, LEEWAY_SECONDS};
 
-/// Tokens remembered as good. A client shows one with every layer, and its signature need be checked only once.
+/// Tokens remembered as good, at most. A client shows one with every layer, and its signature need be checked only once.
 const REMEMBERED: usize = 4096;
 /// The longest token looked at, in bytes; those with the names of many repositories are long.
 const LONGEST: usize = 64 * 1024;
@@ -51,10 +51,15 @@ pub struct Pulls {
 }
 
 impl Pulls {
-    fn hold(&self) -> bool {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.unwrap_or_default().as_secs() < self.expires.saturating_add(LEEWAY_SECONDS)
+    fn hold_at(&self, seconds: u64) -> bool {
+        seconds < self.expires.saturating_add(LEEWAY_SECONDS)
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
 }
 
 /// Checks tokens of one issuer for one service, signed by any of some keys.
@@ -136,18 +141,23 @@ impl Verifier {
     }
 
     fn remembered(&self, name: &[u8; 32]) -> Option<Arc<Pulls>> {
+        let now = now();
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.get(name).filter(|pulls| pulls.hold()).cloned()
+        remembered.get(name).filter(|pulls| pulls.hold_at(now)).cloned()
     }
 
     fn remember(&self, name: [u8; 32], pulls: &Arc<Pulls>) {
+        let now = now();
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         if remembered.len() >= REMEMBERED {
-            remembered.retain(|_, pulls| pulls.hold());
+            remembered.retain(|_, pulls| pulls.hold_at(now));
+            // Few have ended: to check the others once more costs less than to look through all of them, mostly in
+            // vain, with each token that comes.
+            if remembered.len() > REMEMBERED / 2 {
+                remembered.clear();
+            }
         }
-        if remembered.len() < REMEMBERED {
-            remembered.insert(name, Arc::clone(pulls));
-        }
+        remembered.insert(name, Arc::clone(pulls));
     }
 }
 
@@ -156,4 +166,34 @@ fn point<'a>(key: &'a SubjectPublicKeyInfoDer<'_>) -> Option<&'a [u8]> {
     // Behind the identifiers: a bit string of no unused bits, which is the point, uncompressed.
     let point = key.strip_prefix(&P256)?.strip_prefix(&[0x03, 0x42, 0x00])?;
     (point.len() == 65 && point.first() == Some(&0x04)).then_some(point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_tokens_are_remembered_however_many_there_were() {
+        let verifier = Verifier {
+            keys: HashMap::new(),
+            validation: Validation::new(Algorithm::ES256),
+            remembered: Mutex::default(),
+        };
+        let good = Arc::new(Pulls {
+            subject: String::new(),
+            repositories: BTreeSet::new(),
+            expires: now() + 300,
+        });
+        for n in 0..3 * REMEMBERED {
+            let name = Sha256::digest(n.to_be_bytes()).into();
+            verifier.remember(name, &good);
+            assert_eq!(verifier.remembered(&name), Some(Arc::clone(&good)));
+        }
+        let kept = verifier
+            .remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        assert!(kept <= REMEMBERED, "{kept}");
+    }
 }
