@@ -12,10 +12,11 @@
 //! room in the class; see [`Rotation`]. Two tasks that may go never conflict, so this order is free.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
+use hashbrown::HashMap;
 use pulp_model::{
     TaskId, Timestamp,
     task::{Claim, LockMode, ResourceKey, TaskClass},
@@ -62,11 +63,14 @@ pub struct Waiter<'a> {
     pub claims: &'a [Claim],
 }
 
+/// Of hashbrown: its entry takes a key by reference, and copies it only if it isn't there.
+type Resources = HashMap<ResourceKey, Resource>;
+
 /// All that is known of tasks that wait or hold.
 #[derive(Debug, Default, Clone)]
 pub struct LockTable {
     tasks: HashMap<TaskId, Entry>,
-    resources: HashMap<ResourceKey, Resource>,
+    resources: Resources,
     /// Waiting tasks whose chance has to be looked at; everything else is known to be blocked, ready, or not
     /// eligible.
     candidates: BTreeSet<Place>,
@@ -80,7 +84,7 @@ pub struct LockTable {
 #[derive(Debug, Clone)]
 struct Entry {
     created: Timestamp,
-    claims: Vec<Claim>,
+    claims: Arc<[Claim]>,
     class: TaskClass,
     owner: Arc<str>,
     eligible: bool,
@@ -121,6 +125,13 @@ impl Resource {
             LockMode::Shared => {
                 !self.exclusive_holder && self.exclusive_waiters.first().is_none_or(|first| first > place)
             }
+        }
+    }
+
+    fn hold(&mut self, mode: LockMode) {
+        match mode {
+            LockMode::Exclusive => self.exclusive_holder = true,
+            LockMode::Shared => self.shared_holders += 1,
         }
     }
 
@@ -200,7 +211,7 @@ impl LockTable {
             None => {}
         }
         for claim in waiter.claims {
-            let resource = self.resource(&claim.resource);
+            let resource = resource(&mut self.resources, &claim.resource);
             resource.waiters.insert(place, claim.mode);
             if claim.mode == LockMode::Exclusive {
                 resource.exclusive_waiters.insert(place);
@@ -210,7 +221,7 @@ impl LockTable {
             id,
             Entry {
                 created: waiter.created,
-                claims: waiter.claims.to_vec(),
+                claims: waiter.claims.into(),
                 class: waiter.class,
                 owner: waiter.owner.into(),
                 eligible: waiter.eligible,
@@ -232,7 +243,7 @@ impl LockTable {
             id,
             Entry {
                 created: waiter.created,
-                claims: waiter.claims.to_vec(),
+                claims: waiter.claims.into(),
                 class: waiter.class,
                 owner: waiter.owner.into(),
                 eligible: true,
@@ -240,7 +251,10 @@ impl LockTable {
             },
         );
         self.known[waiter.class as usize] += 1;
-        self.take(waiter.class, waiter.claims);
+        self.admitted[waiter.class as usize] += 1;
+        for claim in waiter.claims {
+            resource(&mut self.resources, &claim.resource).hold(claim.mode);
+        }
     }
 
     /// Knows no more of a task; those that it held up get their chance.
@@ -256,7 +270,7 @@ impl LockTable {
             Stage::Ready => self.ready[entry.class as usize].remove(&entry.owner, &place),
             Stage::Waiting => {}
         }
-        for claim in &entry.claims {
+        for claim in &*entry.claims {
             let Some(resource) = self.resources.get_mut(&claim.resource) else {
                 continue;
             };
@@ -315,7 +329,7 @@ impl LockTable {
 
     /// What a task claims, if it is known.
     pub fn claims(&self, id: TaskId) -> Option<&[Claim]> {
-        self.tasks.get(&id).map(|e| e.claims.as_slice())
+        self.tasks.get(&id).map(|e| &*e.claims)
     }
 
     /// The class of a task that holds its resources.
@@ -360,33 +374,21 @@ impl LockTable {
             return false;
         }
         entry.stage = Stage::Admitted;
-        let (class, claims) = (entry.class, entry.claims.clone());
-        for claim in &claims {
-            if let Some(resource) = self.resources.get_mut(&claim.resource) {
-                resource.unqueue(&place);
-            }
+        self.admitted[entry.class as usize] += 1;
+        for claim in &*entry.claims {
+            let resource = resource(&mut self.resources, &claim.resource);
+            resource.unqueue(&place);
+            resource.hold(claim.mode);
         }
-        self.take(class, &claims);
         true
-    }
-
-    fn take(&mut self, class: TaskClass, claims: &[Claim]) {
-        self.admitted[class as usize] += 1;
-        for claim in claims {
-            let resource = self.resource(&claim.resource);
-            match claim.mode {
-                LockMode::Exclusive => resource.exclusive_holder = true,
-                LockMode::Shared => resource.shared_holders += 1,
-            }
-        }
-    }
-
-    fn resource(&mut self, key: &ResourceKey) -> &mut Resource {
-        self.resources.entry(key.clone()).or_default()
     }
 }
 
-fn may_go(resources: &HashMap<ResourceKey, Resource>, place: &Place, claims: &[Claim]) -> bool {
+fn resource<'r>(resources: &'r mut Resources, key: &ResourceKey) -> &'r mut Resource {
+    resources.entry_ref(key).or_default()
+}
+
+fn may_go(resources: &Resources, place: &Place, claims: &[Claim]) -> bool {
     claims
         .iter()
         .all(|c| resources.get(&c.resource).is_none_or(|r| r.admits(place, c.mode)))

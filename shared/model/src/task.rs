@@ -128,6 +128,13 @@ pub enum LockMode {
 #[serde(transparent)]
 pub struct ResourceKey(String);
 
+impl From<&Self> for ResourceKey {
+    /// A copy, for maps that look by reference and copy what they lack.
+    fn from(key: &Self) -> Self {
+        key.clone()
+    }
+}
+
 impl ResourceKey {
     /// The repository as a whole.
     pub fn repository(repo: &RepositoryId) -> Self {
