@@ -124,9 +124,8 @@ impl ApiState {
 type App = Arc<ApiState>;
 
 /// All routes, with authentication and error bodies around them.
-pub fn router(state: ApiState) -> Router {
-    let challenge = errors::challenge(&state.config.server_name);
-    let app: App = Arc::new(state);
+pub fn router(app: Arc<ApiState>) -> Router {
+    let challenge = errors::challenge(&app.config.server_name);
     let guarded = Routes::default()
         .and(repositories::routes())
         .and(importers::routes())
@@ -162,19 +161,17 @@ pub fn router(state: ApiState) -> Router {
 }
 
 /// The token endpoint alone, for a listener that isn't the API's.
-pub fn token_router(state: ApiState) -> Router {
-    tokens::routes()
-        .layer(errors::catch_panics())
-        .with_state(Arc::new(state))
+pub fn token_router(app: Arc<ApiState>) -> Router {
+    tokens::routes().layer(errors::catch_panics()).with_state(app)
 }
 
 /// Serves until `shutdown` fires, then ends the requests under way and returns.
 pub async fn run(
-    state: ApiState,
+    app: Arc<ApiState>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), ApiError> {
-    uploads::prepare(&state.config.uploads_dir).await?;
+    uploads::prepare(&app.config.uploads_dir).await?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "the API listens");
     }
@@ -182,7 +179,7 @@ pub async fn run(
     let listener = listener.tap_io(|stream| {
         let _ = stream.set_nodelay(true);
     });
-    axum::serve(listener, router(state))
+    axum::serve(listener, router(app))
         .with_graceful_shutdown(shutdown.cancelled_owned())
         .await
         .map_err(ApiError::Serve)
@@ -245,7 +242,7 @@ mod tests {
         };
         let state = ApiState::new(api.store.clone(), None, config);
         let stop = CancellationToken::new();
-        let server = tokio::spawn(run(state, listener, stop.clone()));
+        let server = tokio::spawn(run(Arc::new(state), listener, stop.clone()));
 
         let status = "GET /pulp/api/v2/status/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let answer = exchange(address, status).await;

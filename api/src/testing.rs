@@ -88,7 +88,7 @@ impl Api {
             store,
             folder,
             broker,
-            router: crate::router(state),
+            router: crate::router(Arc::new(state)),
             epoch: OnceCell::new(),
         }
     }

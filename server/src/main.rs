@@ -102,7 +102,7 @@ async fn crane(options: &RoleOptions) -> anyhow::Result<ExitCode> {
         config.log.level = "debug".into();
     }
     pulp_runtime::telemetry::init(&config.log)?;
-    pulp_runtime::export::start(&config.tracing, "pulp-crane")?;
+    pulp_runtime::export::start(&config.tracing, roles::Role::Crane.service())?;
     roles::run_crane(config, read?).await
 }
 

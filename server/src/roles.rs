@@ -1,6 +1,6 @@
 //! One role in one process.
 
-use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode};
+use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use pulp_api::{ApiConfig, ApiState};
@@ -112,7 +112,9 @@ async fn serve(role: Role, config: Config, crane: CraneConfig, shutdown: &Shutdo
         Role::Api => {
             let listener = bind(services.config.server.api_listen, "server.api_listen").await?;
             shutdown::notify_ready();
-            api(&services, listener, shutdown.soft().clone()).await
+            let state = api_state(&services)?;
+            let served = pulp_api::run(state, listener, shutdown.soft().clone()).await;
+            served.map_err(Into::into)
         }
         Role::ResourceManager => {
             shutdown::notify_ready();
@@ -145,17 +147,8 @@ pub(crate) async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpLi
         .with_context(|| format!("can't listen on {address}; is the port in use? It is set by {key}"))
 }
 
-pub(crate) async fn api(
-    services: &Services,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
-    let state = api_state(services)?;
-    Ok(pulp_api::run(state, listener, stop).await?)
-}
-
 /// What the API works with.
-pub(crate) fn api_state(services: &Services) -> anyhow::Result<ApiState> {
+pub(crate) fn api_state(services: &Services) -> anyhow::Result<Arc<ApiState>> {
     let config = &services.config;
     let api = ApiConfig {
         server_name: config.server.server_name.clone(),
@@ -165,11 +158,8 @@ pub(crate) fn api_state(services: &Services) -> anyhow::Result<ApiState> {
         plugin_defaults: plugins::defaults(&config.server.plugins_dir)?,
         token_signer: tokens::signer(config)?,
     };
-    Ok(ApiState::new(
-        services.database.store.clone(),
-        Some(services.broker.clone()),
-        api,
-    ))
+    let store = services.database.store.clone();
+    Ok(Arc::new(ApiState::new(store, Some(services.broker.clone()), api)))
 }
 
 pub(crate) async fn resource_manager(services: &Services, stop: CancellationToken) {
@@ -187,7 +177,7 @@ pub(crate) async fn resource_manager(services: &Services, stop: CancellationToke
         },
         stalled_after: tasks.stalled_after,
         resend_after: tasks.sweep * 2,
-        owner_weights: std::sync::Arc::new(tasks.owner_weights.clone()),
+        owner_weights: Arc::new(tasks.owner_weights.clone()),
     };
     pulp_resource_manager::run(settings, services.database.clone(), services.broker.clone(), stop).await;
 }

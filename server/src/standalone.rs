@@ -4,11 +4,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
-use pulp_api::FirstUser;
+use pulp_api::{ApiState, FirstUser};
 use pulp_runtime::{
     config::{Config, Sources},
     shutdown::{self, Drained, Shutdown},
@@ -108,6 +109,8 @@ impl Standalone {
         let first_user = pulp_api::ensure_first_user(&services.database.store, ADMIN, admin_password).await?;
         let published = services.published.clone();
         tokio::task::spawn_blocking(move || published.prepare()).await??;
+        // One for both listeners: a password that one has checked the other knows.
+        let state = roles::api_state(&services)?;
 
         let relay_stop = CancellationToken::new();
         let relay = tokio::spawn(pulp_relay::run(
@@ -116,7 +119,7 @@ impl Standalone {
             services.config.tasks.relay_batch,
             relay_stop.clone(),
         ));
-        start_roles(&services, api_listener, crane_listener, shutdown);
+        start_roles(&services, state, api_listener, crane_listener, shutdown);
         Ok(Self {
             api,
             crane,
@@ -161,7 +164,13 @@ impl Standalone {
 }
 
 /// Each role's end ends all: half a server is worse than none.
-fn start_roles(services: &Services, api: TcpListener, crane: TcpListener, shutdown: &Shutdown) {
+fn start_roles(
+    services: &Services,
+    state: Arc<ApiState>,
+    api: TcpListener,
+    crane: TcpListener,
+    shutdown: &Shutdown,
+) {
     let role = |name: &'static str,
                 run: std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>| {
         let shutdown = shutdown.clone();
@@ -174,17 +183,14 @@ fn start_roles(services: &Services, api: TcpListener, crane: TcpListener, shutdo
     };
     let soft = || shutdown.soft().clone();
     role("api", {
-        let (services, stop) = (services.clone(), soft());
-        Box::pin(async move { roles::api(&services, api, stop).await })
+        let (state, stop) = (Arc::clone(&state), soft());
+        Box::pin(async move { Ok(pulp_api::run(state, api, stop).await?) })
     });
     role("crane", {
-        let (services, stop) = (services.clone(), soft());
-        Box::pin(async move {
-            let config = roles::crane_config(&services.config);
-            // Clients that came to Crane get their tokens there: they need not reach the API.
-            let tokens = pulp_api::token_router(roles::api_state(&services)?);
-            Ok(pulp_crane::run_beside(tokens, config, crane, stop).await?)
-        })
+        let (config, stop) = (roles::crane_config(&services.config), soft());
+        // Clients that came to Crane get their tokens there: they need not reach the API.
+        let tokens = pulp_api::token_router(state);
+        Box::pin(async move { Ok(pulp_crane::run_beside(tokens, config, crane, stop).await?) })
     });
     role("resource-manager", {
         let (services, stop) = (services.clone(), soft());

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
 use pulp_crane::{Challenge, TokenService};
-use pulp_runtime::config::{Config, TokenChallenge};
+use pulp_runtime::config::{Config, TokenChallenge, TokenConfig};
 use pulp_token::Signer;
 
 /// What signs the api's tokens; none if no key is configured.
@@ -13,8 +13,7 @@ pub(crate) fn signer(config: &Config) -> anyhow::Result<Option<Signer>> {
     let Some(path) = &token.key_file else {
         return Ok(None);
     };
-    let signer = Signer::open(path, &token.issuer, &token.service, token.lifetime)
-        .context("token.key_file can't be used")?;
+    let signer = open(path, token)?;
     if fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o007 != 0) {
         tracing::warn!(
             file = %path.display(),
@@ -23,6 +22,10 @@ pub(crate) fn signer(config: &Config) -> anyhow::Result<Option<Signer>> {
     }
     tracing::info!(key = %signer.id(), "tokens for clients that pull are given out at /token");
     Ok(Some(signer))
+}
+
+fn open(key: &Path, token: &TokenConfig) -> anyhow::Result<Signer> {
+    Signer::open(key, &token.issuer, &token.service, token.lifetime).context("token.key_file can't be used")
 }
 
 /// What Crane takes tokens by; none if no key is configured.
@@ -50,11 +53,9 @@ pub(crate) fn make_keys(config: &mut Config) -> anyhow::Result<()> {
     fs::create_dir_all(&root).with_context(|| format!("can't make {}", root.display()))?;
     let (private, public) = (root.join("token.key"), root.join("token.pub"));
     Signer::generate(&private)?;
+    let signer = open(&private, &config.token)?;
+    write_once(&public, &signer.public_pem()).with_context(|| format!("can't write {}", public.display()))?;
     config.token.key_file = Some(private);
-    if let Some(signer) = signer(config)? {
-        write_once(&public, &signer.public_pem())
-            .with_context(|| format!("can't write {}", public.display()))?;
-    }
     config.token.public_keys = vec![public];
     Ok(())
 }
