@@ -79,7 +79,8 @@ impl Bucket {
             Refill::At(_) => level,
             Refill::Even(window) => {
                 let passed = i128::from(now.micros().saturating_sub(self.as_of.micros()).max(0));
-                (level + self.full() * passed / i128::from(window.max(1))).min(self.full())
+                let back = self.full().saturating_mul(passed) / i128::from(window.max(1));
+                level.saturating_add(back).min(self.full())
             }
         }
     }
@@ -94,7 +95,10 @@ impl Bucket {
             Refill::At(at) => at.max(now),
             Refill::Even(window) => {
                 let full = self.full().max(WHOLE);
-                let micros = (missing * i128::from(window.max(1)) + full - 1) / full;
+                let micros = missing
+                    .saturating_mul(i128::from(window.max(1)))
+                    .saturating_add(full - 1)
+                    / full;
                 now.plus_micros(i64::try_from(micros).unwrap_or(i64::MAX))
             }
         }
@@ -113,6 +117,10 @@ pub struct Budget {
 /// Where a registry tells no window: a limit that never comes back would hold up syncs for ever.
 const UNTOLD_WINDOW: i64 = 3_600_000_000;
 
+/// Longer than a month, the longest that registries reckon by, none is believed: a nonsensical `Retry-After` would keep
+/// everybody from that registry for years.
+const LONGEST_TOLD: i64 = 31 * 24 * 3_600_000_000;
+
 impl Budget {
     /// The budget after an answer that came at `now`.
     ///
@@ -122,8 +130,8 @@ impl Budget {
         let bucket = quota.remaining.map(|remaining| {
             let capacity = quota.limit.unwrap_or(0).max(remaining).max(1);
             let refill = match (quota.window, quota.reset_after) {
-                (_, Some(after)) => Refill::At(now.plus_micros(after.max(0))),
-                (Some(window), None) if window > 0 => Refill::Even(window),
+                (_, Some(after)) => Refill::At(now.plus_micros(after.clamp(0, LONGEST_TOLD))),
+                (Some(window), None) if window > 0 => Refill::Even(window.min(LONGEST_TOLD)),
                 _ => Refill::Even(UNTOLD_WINDOW),
             };
             let level = i128::from(remaining) * WHOLE;
@@ -134,7 +142,9 @@ impl Budget {
                 refill,
             }
         });
-        let asked = quota.retry_after.map(|pause| now.plus_micros(pause.max(0)));
+        let asked = quota
+            .retry_after
+            .map(|pause| now.plus_micros(pause.clamp(0, LONGEST_TOLD)));
         let blocked_until = asked.max(self.blocked_until).filter(|until| *until > now);
         // To be refused says nothing of the limit.
         let bucket = if quota.retry_after.is_some() && bucket.is_none() {
@@ -258,6 +268,39 @@ mod tests {
             budget.observed(&told(100, 100, 100), at(1)).available(at(2)),
             Some(0)
         );
+    }
+
+    #[test]
+    fn nothing_is_believed_that_would_hold_for_longer_than_a_month() {
+        let month = at(31 * 86_400);
+        let never = i64::MAX;
+        for quota in [
+            Quota {
+                retry_after: Some(never),
+                ..Quota::default()
+            },
+            Quota {
+                remaining: Some(0),
+                reset_after: Some(never),
+                ..Quota::default()
+            },
+            Quota {
+                remaining: Some(0),
+                window: Some(never),
+                ..Quota::default()
+            },
+        ] {
+            assert_eq!(Budget::default().observed(&quota, at(0)).when(1, at(0)), month);
+        }
+    }
+
+    #[test]
+    fn the_largest_limit_is_reckoned_with_for_years() {
+        let mut budget = Budget::default().observed(&told(u64::MAX, 0, 1), at(0));
+        let years = at(1_000_000_000);
+        assert!(budget.available(years).unwrap() > 1000);
+        assert_eq!(budget.take(1000, years), 1000);
+        assert_eq!(budget.when(1000, years), years);
     }
 
     #[test]
