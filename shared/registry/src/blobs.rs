@@ -9,9 +9,9 @@ use url::Url;
 
 use crate::{
     Client, RegistryError, Result,
-    client::{Ask, Failures, Length},
     counters::Purpose,
     error::chain,
+    request::{Ask, Failures, Length},
 };
 
 /// Times that one blob is taken up again at most, however much comes each time.

@@ -1,4 +1,4 @@
-//! Requests to one registry: addresses, authentication, statuses, paging.
+//! One registry: its address, what all requests to it share, its tags.
 
 use std::{
     collections::HashSet,
@@ -6,27 +6,21 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use bytes::{Bytes, BytesMut};
 use pulp_model::{RegistryId, TagName, budget::Quota};
-use reqwest::{
-    Method, Response, StatusCode,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LINK, RANGE, RETRY_AFTER, WWW_AUTHENTICATE},
-};
+use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use url::Url;
 
 use crate::{
-    ClientOptions, Credentials, RegistryError, Requests, Result,
-    auth::{Authorization, Challenge, TokenAnswer, token_request},
+    ClientOptions, RegistryError, Requests, Result,
+    answer::{MAX_DOCUMENT, next_page},
     counters::{Counters, Purpose},
-    error::chain,
     options,
-    quota::{asked_pause, quota},
-    scope::{Known, Scopes},
+    quota::quota,
+    request::Ask,
+    scope::Scopes,
 };
 
-/// Largest answer of a token server, of a tag page, or of an error, in bytes.
-const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
 /// Tags asked for by one request, and pages followed at most.
 const PAGE: u32 = 1000;
 const MAX_PAGES: usize = 10_000;
@@ -36,68 +30,20 @@ const DOCKER_HUB: &str = "registry-1.docker.io";
 /// A registry. Clones share connections and tokens.
 #[derive(Clone)]
 pub struct Client {
-    http: reqwest::Client,
-    base: Url,
-    shared: Arc<Shared>,
+    pub(crate) http: reqwest::Client,
+    pub(crate) base: Url,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What all clones of a client have in common.
-struct Shared {
-    options: ClientOptions,
-    scopes: Scopes,
-    counters: Counters,
+pub(crate) struct Shared {
+    pub(crate) options: ClientOptions,
+    pub(crate) scopes: Scopes,
+    pub(crate) counters: Counters,
     /// Nobody asks before this instant: the registry said so to one of us.
-    not_before: Mutex<Option<Instant>>,
+    pub(crate) not_before: Mutex<Option<Instant>>,
     /// What was told about the limit and nobody has taken note of.
-    told: Mutex<Option<Quota>>,
-}
-
-/// A request, as often as it is sent.
-#[derive(Clone, Copy)]
-pub(crate) struct Ask<'a> {
-    pub(crate) method: &'a Method,
-    pub(crate) url: &'a Url,
-    pub(crate) accept: Option<&'a str>,
-    /// The scope of its token.
-    pub(crate) name: &'a str,
-    pub(crate) length: Length,
-    pub(crate) purpose: Purpose,
-    /// First byte wanted.
-    pub(crate) from: u64,
-}
-
-impl<'a> Ask<'a> {
-    /// A small document.
-    pub(crate) const fn document(url: &'a Url, name: &'a str, purpose: Purpose) -> Self {
-        Self {
-            method: &Method::GET,
-            url,
-            accept: None,
-            name,
-            length: Length::Document,
-            purpose,
-            from: 0,
-        }
-    }
-}
-
-/// A small document with what was said of it.
-pub(crate) struct Document {
-    pub(crate) headers: HeaderMap,
-    pub(crate) bytes: Bytes,
-}
-
-/// Failures of a request in a row.
-pub(crate) struct Failures(u32);
-
-impl Failures {
-    pub(crate) const fn none() -> Self {
-        Self(0)
-    }
-
-    pub(crate) const fn forget(&mut self) {
-        self.0 = 0;
-    }
+    pub(crate) told: Mutex<Option<Quota>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -106,13 +52,6 @@ impl std::fmt::Debug for Client {
             .field("base", &self.base.as_str())
             .finish_non_exhaustive()
     }
-}
-
-/// Whether a request is for a document that comes at once or for a stream that takes its time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Length {
-    Document,
-    Stream,
 }
 
 impl Client {
@@ -191,7 +130,7 @@ impl Client {
 
     /// Takes note of what an answer says about the registry's limit. Only manifests are limited; of other answers
     /// it counts that they are refused.
-    fn note_quota(&self, purpose: Purpose, response: &Response) {
+    pub(crate) fn note_quota(&self, purpose: Purpose, response: &Response) {
         let told = quota(response.headers(), SystemTime::now());
         let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let is_limited = matches!(purpose, Purpose::Manifest | Purpose::ManifestHead);
@@ -218,11 +157,12 @@ impl Client {
         self.shared.counters.received(bytes);
     }
 
-    /// Requests for content at a time.
+    /// In how long a blob must not come too slowly.
     pub(crate) fn slow_for(&self) -> std::time::Duration {
         self.shared.options.slow_for
     }
 
+    /// Requests for content at a time.
     pub(crate) fn concurrency(&self) -> usize {
         self.shared.options.concurrency.max(1)
     }
@@ -291,374 +231,12 @@ impl Client {
             reason: e.to_string(),
         })
     }
-
-    /// Sends a request until it succeeds or trying again is of no use; gives its headers, with the body to come.
-    pub(crate) async fn request(&self, ask: Ask<'_>) -> Result<Response> {
-        let mut failures = Failures::none();
-        loop {
-            match self.attempt(ask).await {
-                Ok(response) => return Ok(response),
-                Err(error) => self.pause(&mut failures, error).await?,
-            }
-        }
-    }
-
-    /// The same for a document that is read whole; more than `limit` bytes are an error.
-    pub(crate) async fn document(&self, ask: Ask<'_>, limit: u64) -> Result<Document> {
-        let mut failures = Failures::none();
-        loop {
-            let read = async {
-                let response = self.attempt(ask).await?;
-                let headers = response.headers().clone();
-                let bytes = read_document(response, ask.url, limit).await?;
-                Ok(Document { headers, bytes })
-            };
-            match read.await {
-                Ok(document) => return Ok(document),
-                Err(error) => self.pause(&mut failures, error).await?,
-            }
-        }
-    }
-
-    /// Waits before the next try, or hands the error back if there shall be none.
-    pub(crate) async fn pause(&self, failures: &mut Failures, error: RegistryError) -> Result<()> {
-        failures.0 = failures.0.saturating_add(1);
-        let pause = self
-            .shared
-            .options
-            .retries
-            .pause(failures.0, &error, rand::random());
-        let Some(pause) = pause else { return Err(error) };
-        tracing::debug!(error = %error, pause = ?pause, "trying again");
-        if matches!(error, RegistryError::RateLimited { .. }) {
-            // One of us was told; all of us are meant.
-            let mut not_before = self
-                .shared
-                .not_before
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let until = Instant::now() + pause;
-            *not_before = Some(not_before.map_or(until, |earlier| earlier.max(until)));
-        }
-        tokio::time::sleep(pause).await;
-        Ok(())
-    }
-
-    /// Sends a request once; authenticates if asked to; any status but success is an error.
-    ///
-    /// Of many requests of a scope that begin together the first goes alone, so that one token does for all.
-    async fn attempt(&self, ask: Ask<'_>) -> Result<Response> {
-        let scope = self.shared.scopes.of(ask.name);
-        let mut known = scope.lock().await;
-        if known.has_ended() {
-            let challenges = std::mem::take(&mut known.challenges);
-            let fresh = self.authorize(&challenges, ask.url, ask.name, false).await;
-            known.challenges = challenges;
-            known.authorization = Some(fresh?);
-        }
-        let used = known.good();
-        if !known.asked {
-            let response = self.send(ask, used.as_ref()).await?;
-            known.asked = true;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                drop(known);
-                return checked(response, ask.url).await;
-            }
-            return self.answer_challenge(ask, response, known, used).await;
-        }
-        drop(known);
-        let response = self.send(ask, used.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return checked(response, ask.url).await;
-        }
-        let known = scope.lock().await;
-        self.answer_challenge(ask, response, known, used).await
-    }
-
-    /// After a 401: with what another request got meanwhile, or with a new authorization. A second 401 is final.
-    async fn answer_challenge(
-        &self,
-        ask: Ask<'_>,
-        refused: Response,
-        mut known: tokio::sync::MutexGuard<'_, Known>,
-        used: Option<Authorization>,
-    ) -> Result<Response> {
-        let newer = known
-            .good()
-            .filter(|now| used.as_ref().is_none_or(|used| used.header != now.header));
-        let authorization = if let Some(newer) = newer {
-            newer
-        } else {
-            let challenges = challenges(refused.headers());
-            // Basic stays the same: refused once, it is wrong.
-            let fresh = self
-                .authorize(&challenges, ask.url, ask.name, used.is_some())
-                .await?;
-            known.authorization = Some(fresh.clone());
-            known.challenges = challenges;
-            fresh
-        };
-        drop(known);
-        let response = self.send(ask, Some(&authorization)).await?;
-        checked(response, ask.url).await
-    }
-
-    async fn send(&self, ask: Ask<'_>, authorization: Option<&Authorization>) -> Result<Response> {
-        self.wait_for_leave().await;
-        self.shared.counters.sent(ask.purpose);
-        // What comes is hashed as it comes: nobody may pack or unpack it on the way.
-        let mut request = self
-            .http
-            .request(ask.method.clone(), ask.url.clone())
-            .header(ACCEPT_ENCODING, "identity");
-        if let Some(accept) = ask.accept {
-            request = request.header(ACCEPT, accept);
-        }
-        if let Some(authorization) = authorization {
-            request = request.header(AUTHORIZATION, &authorization.header);
-        }
-        if ask.from > 0 {
-            request = request.header(RANGE, format!("bytes={}-", ask.from));
-        }
-        if ask.length == Length::Document {
-            request = request.timeout(self.shared.options.document_timeout);
-        }
-        let response = request.send().await.map_err(|e| transport(ask.url, e))?;
-        self.note_quota(ask.purpose, &response);
-        Ok(response)
-    }
-
-    /// Keeps quiet while the registry wants it.
-    async fn wait_for_leave(&self) {
-        let not_before = *self
-            .shared
-            .not_before
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
-            tokio::time::sleep_until(at.into()).await;
-        }
-    }
-
-    /// Answers the challenge that we can answer best.
-    async fn authorize(
-        &self,
-        challenges: &[Challenge],
-        url: &Url,
-        name: &str,
-        had_one: bool,
-    ) -> Result<Authorization> {
-        let denied = |reason: String| RegistryError::Unauthorized {
-            url: url.to_string(),
-            reason,
-        };
-        let find = |scheme: &str| challenges.iter().find(|c| c.scheme == scheme);
-        if let Some(bearer) = find("bearer") {
-            let scope = (!name.is_empty()).then(|| format!("repository:{name}:pull"));
-            let wanted = token_request(bearer, &self.base, scope.as_deref()).map_err(denied)?;
-            let credentials = self.shared.options.credentials.as_ref();
-            if credentials.is_some() && !wanted.trusted {
-                return Err(denied(format!(
-                    "the password is not sent to {} over an open line",
-                    wanted.url
-                )));
-            }
-            return self.fetch_token(&wanted.url, credentials).await;
-        }
-        if find("basic").is_some() {
-            return match &self.shared.options.credentials {
-                Some(_) if had_one => Err(denied("the login or password is wrong".to_owned())),
-                Some(credentials) => Ok(Authorization {
-                    header: credentials.basic(),
-                    until: None,
-                }),
-                None => Err(denied("a login and password are needed".to_owned())),
-            };
-        }
-        let schemes: Vec<_> = challenges.iter().map(|c| c.scheme.as_str()).collect();
-        Err(denied(format!(
-            "the registry offers none of Basic and Bearer, but {schemes:?}"
-        )))
-    }
-
-    async fn fetch_token(&self, url: &Url, credentials: Option<&Credentials>) -> Result<Authorization> {
-        let basic = credentials.map(|c| Authorization {
-            header: c.basic(),
-            until: None,
-        });
-        let ask = Ask::document(url, "", Purpose::Token);
-        let response = self.send(ask, basic.as_ref()).await?;
-        let body = read_document(checked(response, url).await?, url, MAX_DOCUMENT).await?;
-        // The body may hold the token: say nothing of it.
-        let answer: Option<TokenAnswer> = serde_json::from_slice(&body).ok();
-        answer
-            .and_then(|a| Authorization::bearer(a, Instant::now()))
-            .ok_or_else(|| RegistryError::Protocol {
-                url: url.to_string(),
-                reason: "the token server's answer holds no token".to_owned(),
-            })
-    }
-}
-
-pub(crate) fn transport(url: &Url, error: reqwest::Error) -> RegistryError {
-    // The url within may be that of a redirect, with a signature in it.
-    RegistryError::Transport {
-        url: url.to_string(),
-        source: error.without_url(),
-    }
-}
-
-fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
-    let values = headers.get_all(WWW_AUTHENTICATE).into_iter();
-    values
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(Challenge::parse)
-        .collect()
-}
-
-/// Turns a status that is no success into an error with the registry's own words.
-async fn checked(response: Response, url: &Url) -> Result<Response> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    // The words are a courtesy: whatever happens to them, the status is told.
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok());
-    let retry_after = retry_after.and_then(|text| asked_pause(text, SystemTime::now()));
-    let body = read_document(response, url, 64 * 1024).await.unwrap_or_default();
-    let (url, reason) = (url.to_string(), reason_of(&body));
-    Err(match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Unauthorized {
-            url,
-            reason: if reason.is_empty() {
-                status.to_string()
-            } else {
-                reason
-            },
-        },
-        StatusCode::NOT_FOUND => RegistryError::NotFound { url, reason },
-        StatusCode::TOO_MANY_REQUESTS => RegistryError::RateLimited {
-            url,
-            retry_after,
-            reason,
-        },
-        StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => RegistryError::RateLimited {
-            url,
-            retry_after,
-            reason,
-        },
-        _ => RegistryError::Status {
-            url,
-            status: status.as_u16(),
-            reason,
-        },
-    })
-}
-
-/// `CODE: message` of an error body as the distribution specification has it; of others the beginning.
-fn reason_of(body: &[u8]) -> String {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(Deserialize)]
-    struct One {
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let text = match serde_json::from_slice::<Errors>(body) {
-        Ok(it) => it
-            .errors
-            .iter()
-            .map(|e| format!("{}: {}", e.code, e.message))
-            .collect::<Vec<_>>()
-            .join("; "),
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    };
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(200)
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
-/// Reads a body that is small; more than `limit` bytes are an error.
-pub(crate) async fn read_document(mut response: Response, url: &Url, limit: u64) -> Result<Bytes> {
-    let expected = response.content_length();
-    let too_large = || RegistryError::Protocol {
-        url: url.to_string(),
-        reason: format!("the answer has more than the {limit} bytes allowed"),
-    };
-    if expected.is_some_and(|n| n > limit) {
-        return Err(too_large());
-    }
-    let mut body = BytesMut::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if (body.len() + chunk.len()) as u64 > limit => return Err(too_large()),
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body.freeze()),
-            Err(e) => {
-                let (received, reason) = (body.len() as u64, chain(&e.without_url()));
-                return Err(RegistryError::Interrupted {
-                    url: url.to_string(),
-                    received,
-                    expected,
-                    reason,
-                });
-            }
-        }
-    }
-}
-
-/// The target of `Link: <…>; rel="next"` (RFC 8288).
-pub(crate) fn next_page(headers: &HeaderMap) -> Option<String> {
-    headers
-        .get_all(LINK)
-        .into_iter()
-        .filter_map(|v| v.to_str().ok())
-        .find_map(next_of)
-}
-
-fn next_of(header: &str) -> Option<String> {
-    let mut rest = header;
-    while let Some((_, after)) = rest.split_once('<') {
-        let (target, after) = after.split_once('>')?;
-        let end = after.find('<').unwrap_or(after.len());
-        let (parameters, next) = after.split_at(end);
-        let is_next = parameters.split([';', ',']).any(|p| {
-            let (name, value) = p.split_once('=').unwrap_or((p, ""));
-            name.trim().eq_ignore_ascii_case("rel")
-                && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
-        });
-        if is_next {
-            return Some(target.to_owned());
-        }
-        rest = next;
-    }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_next_page_is_found_among_other_links() {
-        assert_eq!(
-            next_of(r#"</v2/a/tags/list?n=1&last=x,y>; rel="next""#).unwrap(),
-            "/v2/a/tags/list?n=1&last=x,y"
-        );
-        assert_eq!(
-            next_of(r#"<a>; rel="prev", <b>; title="t"; Rel=next"#).unwrap(),
-            "b"
-        );
-        assert_eq!(next_of(r#"<a>; rel="prev""#), None);
-        assert_eq!(next_of("rel=next"), None);
-    }
 
     #[test]
     fn an_address_is_a_web_address_without_a_password() {
@@ -696,12 +274,5 @@ mod tests {
             full("https://registry.docker.io.evil.example", "busybox").0,
             "busybox"
         );
-    }
-
-    #[test]
-    fn the_registrys_own_words_are_told_in_one_line() {
-        let body = br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no\nsuch"},{"code":"X"}]}"#;
-        assert_eq!(reason_of(body), "MANIFEST_UNKNOWN: no such; X:");
-        assert_eq!(reason_of(b"<html>"), "<html>");
     }
 }

@@ -3,6 +3,7 @@
 //! Speaks the pull part of the OCI distribution specification and of Docker's registry protocol before it.
 //! Nothing that came over the wire is handed on as whole before its digest was checked.
 
+mod answer;
 mod auth;
 mod blobs;
 mod client;
@@ -13,6 +14,7 @@ mod options;
 mod pull;
 mod quota;
 mod referrers;
+mod request;
 mod scope;
 
 pub use auth::{Challenge, Credentials};

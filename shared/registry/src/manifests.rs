@@ -15,7 +15,7 @@ use reqwest::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{Client, RegistryError, Result, client::Ask, counters::Purpose};
+use crate::{Client, RegistryError, Result, counters::Purpose, request::Ask};
 
 /// All kinds that the system takes, today's first. Without the older ones a registry answers old images by 404.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \

@@ -7,11 +7,7 @@ use std::collections::HashSet;
 use pulp_model::{Digest, MediaType, RegistryId, image::MAX_MANIFEST_BYTES};
 use serde::Deserialize;
 
-use crate::{
-    Client, Reference, RegistryError, Result,
-    client::{Ask, next_page},
-    counters::Purpose,
-};
+use crate::{Client, Reference, RegistryError, Result, answer::next_page, counters::Purpose, request::Ask};
 
 /// Pages of referrers of one manifest at most.
 const MAX_PAGES: usize = 100;
