@@ -231,7 +231,6 @@ impl Ctx {
             ctx: self.clone(),
             number,
             deliveries,
-            canceled: false,
         }
     }
 
@@ -261,22 +260,15 @@ pub(crate) struct Consumer {
     ctx: Ctx,
     number: u64,
     deliveries: mpsc::UnboundedReceiver<Delivery>,
-    canceled: bool,
 }
 
 impl Consumer {
-    /// `None` means that the session is over.
-    pub(crate) async fn next(&mut self) -> Option<Delivery> {
-        if self.canceled {
-            return self.deliveries.try_recv().ok();
-        }
-        self.deliveries.recv().await
-    }
-
-    /// All that has piled up; empty means that the session is over.
-    pub(crate) async fn next_batch(&mut self) -> Vec<Delivery> {
-        let mut batch: Vec<Delivery> = self.next().await.into_iter().collect();
-        while let Ok(more) = self.deliveries.try_recv() {
+    /// What has piled up, at most `max`; empty means that the session is over.
+    pub(crate) async fn next_batch(&mut self, max: usize) -> Vec<Delivery> {
+        let mut batch: Vec<Delivery> = self.deliveries.recv().await.into_iter().collect();
+        while batch.len() < max
+            && let Ok(more) = self.deliveries.try_recv()
+        {
             batch.push(more);
         }
         batch
@@ -284,7 +276,6 @@ impl Consumer {
 
     /// Takes no more; what was handed out can still be acked.
     pub(crate) fn cancel(&mut self) {
-        self.canceled = true;
         if let Some(session) = self.ctx.sim.broker.borrow_mut().sessions.get_mut(&self.number) {
             session.accepts = false;
         }

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! What runs for real: the leader's decisions with the lock table ([`pulp_resource_manager::leader`]), the trust in a
-//! lease ([`pulp_liveness::Trust`]), the worker's list of runs and its decisions at a run's end. The database is a
-//! ledger in memory; one contract suite holds it to what the SQL store does.
+//! lease ([`pulp_liveness::Trust`]), the worker's slots, its list of runs and its decisions at a run's end. The database
+//! is a ledger in memory; one contract suite holds it to what the SQL store does.
 //!
 //! [`pulp_resource_manager::leader`]: ../pulp_resource_manager/leader/index.html
 //! [`pulp_liveness::Trust`]: ../pulp_liveness/struct.Trust.html
