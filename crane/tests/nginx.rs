@@ -3,27 +3,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "common/nginx.rs"]
+mod nginx;
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::fs;
 
 use common::Site;
-use pulp_crane::{CraneConfig, Entitlements, Mode, Sendfile, run};
+use nginx::{LIMIT, Nginx, header};
+use pulp_crane::{CraneConfig, Entitlements, Mode, Sendfile};
 use pulp_model::Digest;
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
-use reqwest::{Certificate, Client, Identity, Response};
-use tokio::{net::TcpListener, process::Command, time::timeout};
-use tokio_util::sync::CancellationToken;
-
-const LIMIT: Duration = Duration::from_secs(30);
+use reqwest::{Certificate, Client, Identity};
 
 fn configuration(dir: &str, port: u16, crane: std::net::SocketAddr) -> String {
     format!(
-        r"daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off; sendfile on;
-  client_body_temp_path {dir}/tmp; proxy_temp_path {dir}/tmp; fastcgi_temp_path {dir}/tmp;
-  uwsgi_temp_path {dir}/tmp; scgi_temp_path {dir}/tmp;
+        r"  sendfile on;
   server {{
     listen 127.0.0.1:{port} ssl;
     ssl_certificate {dir}/server.pem; ssl_certificate_key {dir}/server.key;
@@ -45,20 +39,13 @@ http {{
       add_header Docker-Distribution-API-Version $upstream_http_docker_distribution_api_version;
     }}
   }}
-}}
 "
     )
 }
 
-fn header<'a>(reply: &'a Response, name: &str) -> &'a str {
-    reply.headers().get(name).map_or("", |v| v.to_str().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
-    let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"];
-    let Some(program) = program.iter().find(|p| Path::new(p).exists()) else {
-        println!("skipped: nginx is not installed");
+    let Some(program) = nginx::program() else {
         return;
     };
     let site = Site::new();
@@ -89,7 +76,6 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
     ] {
         fs::write(dir.join(name), text).unwrap();
     }
-    fs::create_dir(dir.join("tmp")).unwrap();
 
     let config = CraneConfig {
         sendfile: Some(Sendfile::XAccelRedirect {
@@ -102,32 +88,11 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
         }),
         ..site.config(Mode::SERVE)
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let crane_address = listener.local_addr().unwrap();
-    let shutdown = CancellationToken::new();
-    let crane = tokio::spawn(run(config, listener, shutdown.clone()));
-    let port = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let mut text = configuration(dir.to_str().unwrap(), port, crane_address);
-    if fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
-        // Its workers would else be somebody who may not read a test's directory.
-        text.insert_str(0, "user root; ");
-    }
-    fs::write(dir.join("nginx.conf"), text).unwrap();
-    let mut nginx = Command::new(program)
-        .arg("-e")
-        .arg(dir.join("nginx.log"))
-        .arg("-c")
-        .arg(dir.join("nginx.conf"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let nginx = Nginx::start(program, dir, config, |port, crane| {
+        configuration(dir.to_str().unwrap(), port, crane)
+    })
+    .await;
+    let port = nginx.port;
 
     let client = |identity: Option<(String, String)>| {
         let mut builder = Client::builder()
@@ -141,12 +106,7 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
     };
     let base = format!("https://localhost:{port}/v2");
     let anybody = client(None);
-    let up = async {
-        while anybody.get(format!("{base}/")).send().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(LIMIT, up).await.unwrap();
+    nginx.is_up(&anybody, &format!("{base}/")).await;
 
     let digest = image.layer.to_string();
     let url = format!("{base}/open/blobs/{digest}");
@@ -217,7 +177,5 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
             .unwrap();
         assert_eq!(reply.status(), status, "{who}");
     }
-    nginx.kill().await.unwrap();
-    shutdown.cancel();
-    timeout(LIMIT, crane).await.unwrap().unwrap().unwrap();
+    nginx.stop().await;
 }

@@ -3,27 +3,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "common/nginx.rs"]
+mod nginx;
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::{fs, time::Duration};
 
 use common::Site;
-use pulp_crane::{Challenge, CraneConfig, Mode, TokenService, run};
+use nginx::{LIMIT, Nginx, header};
+use pulp_crane::{Challenge, CraneConfig, Mode, TokenService};
 use pulp_token::Signer;
 use reqwest::{Client, Response};
-use tokio::{net::TcpListener, process::Command, time::timeout};
-use tokio_util::sync::CancellationToken;
-
-const LIMIT: Duration = Duration::from_secs(30);
+use tokio::time::timeout;
 
 fn configuration(dir: &str, port: u16, crane: std::net::SocketAddr) -> String {
     format!(
-        r"daemon off; worker_processes 1; pid {dir}/nginx.pid; error_log {dir}/nginx.log;
-events {{ worker_connections 256; }}
-http {{
-  access_log off;
-  client_body_temp_path {dir}/tmp; proxy_temp_path {dir}/tmp; fastcgi_temp_path {dir}/tmp;
-  uwsgi_temp_path {dir}/tmp; scgi_temp_path {dir}/tmp;
-  proxy_cache_path {dir}/cache keys_zone=crane:1m max_size=1g inactive=90d use_temp_path=off;
+        r"  proxy_cache_path {dir}/cache keys_zone=crane:1m max_size=1g inactive=90d use_temp_path=off;
   server {{
     listen 127.0.0.1:{port};
     location / {{
@@ -41,13 +35,8 @@ http {{
       add_header X-Cache-Status $upstream_cache_status;
     }}
   }}
-}}
 "
     )
-}
-
-fn header<'a>(reply: &'a Response, name: &str) -> &'a str {
-    reply.headers().get(name).map_or("", |v| v.to_str().unwrap())
 }
 
 /// Status, and what the cache did.
@@ -57,9 +46,7 @@ fn told(reply: &Response) -> (u16, &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nginx_keeps_what_never_changes_and_asks_for_tags_each_time() {
-    let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"];
-    let Some(program) = program.iter().find(|p| Path::new(p).exists()) else {
-        println!("skipped: nginx is not installed");
+    let Some(program) = nginx::program() else {
         return;
     };
     let site = Site::new();
@@ -72,7 +59,6 @@ async fn nginx_keeps_what_never_changes_and_asks_for_tags_each_time() {
     Signer::generate(&dir.join("key.pem")).unwrap();
     let signer = Signer::open(&dir.join("key.pem"), "pulp", "registry", Duration::from_mins(5)).unwrap();
     fs::write(dir.join("public.pem"), signer.public_pem()).unwrap();
-    fs::create_dir(dir.join("tmp")).unwrap();
     let config = CraneConfig {
         tokens: Some(TokenService {
             realm: None,
@@ -83,40 +69,14 @@ async fn nginx_keeps_what_never_changes_and_asks_for_tags_each_time() {
         }),
         ..site.config(Mode::SERVE)
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let crane_address = listener.local_addr().unwrap();
-    let shutdown = CancellationToken::new();
-    let crane = tokio::spawn(run(config, listener, shutdown.clone()));
-    let port = TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let mut text = configuration(dir.to_str().unwrap(), port, crane_address);
-    if fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0) {
-        // Its workers would else be somebody who may not read a test's directory.
-        text.insert_str(0, "user root; ");
-    }
-    fs::write(dir.join("nginx.conf"), text).unwrap();
-    let mut nginx = Command::new(program)
-        .arg("-e")
-        .arg(dir.join("nginx.log"))
-        .arg("-c")
-        .arg(dir.join("nginx.conf"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let mut nginx = Nginx::start(program, dir, config, |port, crane| {
+        configuration(dir.to_str().unwrap(), port, crane)
+    })
+    .await;
+    let port = nginx.port;
     let client = Client::builder().timeout(LIMIT).build().unwrap();
     let base = format!("http://127.0.0.1:{port}/v2");
-    let up = async {
-        while client.get(format!("{base}/open/tags/list")).send().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(LIMIT, up).await.unwrap();
+    nginx.is_up(&client, &format!("{base}/open/tags/list")).await;
     let get = async |path: &str| client.get(format!("{base}{path}")).send().await.unwrap();
 
     // What never changes. A HEAD fetches no layer, and a range is cut from what is kept.
@@ -152,7 +112,7 @@ async fn nginx_keeps_what_never_changes_and_asks_for_tags_each_time() {
     }
     let second = site.image("open", "open", "b");
     site.publish(&second.contents);
-    let direct = format!("http://{crane_address}/v2{latest}");
+    let direct = format!("http://{}/v2{latest}", nginx.crane);
     let noticed = async {
         let new = second.manifest.to_string();
         while header(
@@ -191,9 +151,8 @@ async fn nginx_keeps_what_never_changes_and_asks_for_tags_each_time() {
     }
 
     // Without Crane: what is kept by digest is there, the tag is not.
-    shutdown.cancel();
-    timeout(LIMIT, crane).await.unwrap().unwrap().unwrap();
+    nginx.stop_crane().await;
     assert_eq!(told(&get(&blob).await), (200, "HIT"));
     assert_eq!(get(latest).await.status(), 502);
-    nginx.kill().await.unwrap();
+    nginx.stop().await;
 }

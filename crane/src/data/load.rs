@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
-    io::{self, BufReader},
+    io::{self, BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -310,7 +310,7 @@ impl Loader {
 /// What the index file in a directory tells; none if there is no such file. Large ones are read piece by piece.
 fn indexed(dir: &Path, repository: &str) -> Result<Option<Holdings>, FileError> {
     const LARGE: u64 = 32 << 20;
-    let file = match File::open(dir.join(INDEX_FILE)) {
+    let mut file = match File::open(dir.join(INDEX_FILE)) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e.into()),
@@ -318,7 +318,9 @@ fn indexed(dir: &Path, repository: &str) -> Result<Option<Holdings>, FileError> 
     let index = if file.metadata()?.len() > LARGE {
         IndexFile::read(BufReader::with_capacity(1 << 18, file))?
     } else {
-        IndexFile::parse(&fs::read(dir.join(INDEX_FILE))?)?
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        IndexFile::parse(&bytes)?
     };
     match index.repository {
         Some(other) if other.as_str() != repository => Err(FileError::OtherRepository(other)),

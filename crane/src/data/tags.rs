@@ -46,8 +46,13 @@ impl Tags {
             .unwrap_or_default()
     }
 
+    /// What the name at a place among the sorted ones names.
+    pub(super) fn targets(&self, row: usize) -> Option<Targets> {
+        self.rows.get(row).map(|row| row.targets)
+    }
+
     pub(super) fn find(&self, name: &str) -> Option<Targets> {
-        self.rows.get(self.place(name)?).map(|row| row.targets)
+        self.targets(self.place(name)?)
     }
 
     /// The place of a name among the sorted ones.

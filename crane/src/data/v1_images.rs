@@ -68,7 +68,7 @@ impl V1Images {
     /// The id as the redirect file has it, if it lists that image.
     pub(crate) fn get(&self, id: &str) -> Option<&str> {
         let place = self.ids.place(id)?;
-        let [is_listed, ..] = self.ids.find(id)?;
+        let [is_listed, ..] = self.ids.targets(place)?;
         (is_listed != NONE).then(|| self.ids.name(place))
     }
 
