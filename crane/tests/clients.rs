@@ -1,14 +1,17 @@
 //! Today's clients against Crane, those that are installed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use std::{fs, path::Path, time::Duration};
 
+use authority::{Ca, entitlement};
 use common::Site;
 use pulp_crane::{Entitlements, Mode, TlsFiles, run};
 use pulp_model::Digest;
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
+use rcgen::CertificateParams;
 use tokio::{net::TcpListener, process::Command, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -84,40 +87,22 @@ async fn skopeo_pulls_a_protected_image_over_tls_with_its_certificate_only() {
     let mut image = site.image("secret", "pulpdemo/secret", "a");
     image.contents.protected = true;
     site.publish(&image.contents);
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let ca = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let sign = |params: &CertificateParams| {
-        let key = KeyPair::generate().unwrap();
-        (
-            params.signed_by(&key, &issuer).unwrap().pem(),
-            key.serialize_pem(),
-        )
-    };
-    let mut entitled = CertificateParams::default();
-    for (below, text) in [(&[4, 1][..], "order"), (&[2, 1, 1, 6], "/pulp/docker/v2/secret")] {
-        let oid: Vec<u64> = [1, 3, 6, 1, 4, 1, 2312, 9].iter().chain(below).copied().collect();
-        let der = [&[0x0c, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        entitled
-            .custom_extensions
-            .push(CustomExtension::from_oid_content(&oid, der));
-    }
+    let ca = Ca::new();
+    let entitled = entitlement("/pulp/docker/v2/secret", 1);
     // As docker and skopeo want it: a directory a registry.
     let (with, without) = (site.dir.path().join("with"), site.dir.path().join("without"));
     for (dir, params) in [(&with, &entitled), (&without, &CertificateParams::default())] {
-        let (certificate, key) = sign(params);
+        let (certificate, key) = ca.sign(params);
         fs::create_dir(dir).unwrap();
         for (name, text) in [
-            ("ca.crt", &ca),
+            ("ca.crt", &ca.pem),
             ("client.cert", &certificate),
             ("client.key", &key),
         ] {
             fs::write(dir.join(name), text).unwrap();
         }
     }
-    let (certificate, key) = sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
+    let (certificate, key) = ca.sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
     let mut config = site.config(Mode::SERVE);
     let file = |name: &str, text: &str| {
         let path = site.dir.path().join(name);
@@ -129,7 +114,7 @@ async fn skopeo_pulls_a_protected_image_over_tls_with_its_certificate_only() {
         key: file("server.key", &key),
     });
     config.entitlements = Some(Entitlements {
-        ca: file("ca.pem", &ca),
+        ca: file("ca.pem", &ca.pem),
         crl: None,
         trusted_proxies: Vec::new(),
     });

@@ -2,17 +2,20 @@
 //! the files that Crane names.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 #[path = "common/nginx.rs"]
 mod nginx;
 
 use std::fs;
 
+use authority::{Ca, entitlement};
 use common::Site;
 use nginx::{LIMIT, Nginx, header};
 use pulp_crane::{CraneConfig, Entitlements, Mode, Sendfile};
 use pulp_model::Digest;
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
+use rcgen::CertificateParams;
 use reqwest::{Certificate, Client, Identity};
 
 fn configuration(dir: &str, port: u16, crane: std::net::SocketAddr) -> String {
@@ -55,24 +58,13 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
     secret.protected = true;
     site.publish(&secret);
 
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let ca = params.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(params, key);
-    let sign = |params: &CertificateParams| {
-        let key = KeyPair::generate().unwrap();
-        (
-            params.signed_by(&key, &issuer).unwrap().pem(),
-            key.serialize_pem(),
-        )
-    };
+    let ca = Ca::new();
     let dir = site.dir.path();
-    let (certificate, key) = sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
+    let (certificate, key) = ca.sign(&CertificateParams::new(["localhost".to_owned()]).unwrap());
     for (name, text) in [
         ("server.pem", &certificate),
         ("server.key", &key),
-        ("ca.pem", &ca),
+        ("ca.pem", &ca.pem),
     ] {
         fs::write(dir.join(name), text).unwrap();
     }
@@ -96,7 +88,7 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
 
     let client = |identity: Option<(String, String)>| {
         let mut builder = Client::builder()
-            .tls_certs_only([Certificate::from_pem(ca.as_bytes()).unwrap()])
+            .tls_certs_only([Certificate::from_pem(ca.pem.as_bytes()).unwrap()])
             .timeout(LIMIT);
         if let Some((certificate, key)) = identity {
             let pem = format!("{certificate}{key}");
@@ -156,16 +148,10 @@ async fn nginx_sends_the_files_that_crane_names_and_hands_certificates_on() {
     let direct = anybody.get(format!("https://localhost:{port}/crane-files/etc/hostname"));
     assert_eq!(direct.send().await.unwrap().status(), 404);
 
-    let mut entitled = CertificateParams::default();
-    for (below, text) in [(&[4, 1][..], "order"), (&[2, 1, 1, 6], "/pulp/docker/v2/secret")] {
-        let oid: Vec<u64> = [1, 3, 6, 1, 4, 1, 2312, 9].iter().chain(below).copied().collect();
-        let der = [&[0x0c, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        let extension = CustomExtension::from_oid_content(&oid, der);
-        entitled.custom_extensions.push(extension);
-    }
+    let entitled = entitlement("/pulp/docker/v2/secret", 1);
     for (who, identity, status) in [
-        ("the entitled", Some(sign(&entitled)), 200),
-        ("others", Some(sign(&CertificateParams::default())), 404),
+        ("the entitled", Some(ca.sign(&entitled)), 200),
+        ("others", Some(ca.sign(&CertificateParams::default())), 404),
         ("nobody", None, 404),
     ] {
         let request = client(identity).get(format!("{base}/secret/manifests/latest"));

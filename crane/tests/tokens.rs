@@ -1,6 +1,8 @@
 //! Protected repositories by tokens, checked with public keys alone.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use std::{
@@ -10,11 +12,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use authority::{Ca, entitlement};
 use common::{Client, Reply, Site};
 use http::Method;
 use pulp_crane::{Challenge, Crane, CraneConfig, Entitlements, Mode, TokenService, run};
 use pulp_token::Signer;
-use rcgen::{BasicConstraints, CertificateParams, CustomExtension, IsCa, Issuer, KeyPair};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -327,25 +329,11 @@ async fn keys_are_replaced_without_a_restart_and_what_can_not_be_read_leaves_tho
 async fn an_entitlement_or_a_token_opens_either_is_enough() {
     let registry = Registry::new(true);
     let dir = registry.site.dir.path();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    fs::write(dir.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    let mut entitled = CertificateParams::default();
-    for (below, text) in [(&[4, 1][..], "order"), (&[2, 1, 1, 6], "/pulp/docker/v2/secret")] {
-        let oid: Vec<u64> = [1, 3, 6, 1, 4, 1, 2312, 9].iter().chain(below).copied().collect();
-        let der = [&[0x0c, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        entitled
-            .custom_extensions
-            .push(CustomExtension::from_oid_content(&oid, der));
-    }
-    let certificate = entitled
-        .signed_by(&KeyPair::generate().unwrap(), &issuer)
-        .unwrap();
+    let ca = Ca::new();
+    fs::write(dir.join("ca.pem"), &ca.pem).unwrap();
+    let (certificate, _) = ca.sign(&entitlement("/pulp/docker/v2/secret", 1));
     let certificate =
-        percent_encoding::utf8_percent_encode(&certificate.pem(), percent_encoding::NON_ALPHANUMERIC)
-            .to_string();
+        percent_encoding::utf8_percent_encode(&certificate, percent_encoding::NON_ALPHANUMERIC).to_string();
     let mut config = registry.config(Challenge::Protected);
     config.entitlements = Some(Entitlements {
         ca: dir.join("ca.pem"),
