@@ -80,10 +80,14 @@ async fn find(store: &Store, login: &str) -> Result<User, ApiError> {
         Ok(login) => store.user(&login).await?,
         Err(_) => None,
     };
-    found.ok_or_else(|| ApiError::NotFound {
+    found.ok_or_else(|| unknown(login))
+}
+
+fn unknown(login: &str) -> ApiError {
+    ApiError::NotFound {
         kind: "user_id",
         id: login.to_owned(),
-    })
+    }
 }
 
 async fn list(State(app): State<App>) -> Reply {
@@ -163,7 +167,10 @@ async fn update(
     delta.finish_strict()?;
     let hash = password::hash(&password).await?;
     let mut tx = app.store.begin().await?;
-    tx.set_password(&user.login, &hash).await?;
+    if !tx.set_password(&user.login, &hash).await? {
+        // Deleted this very moment.
+        return Err(unknown(&login));
+    }
     tx.commit().await?;
     tracing::info!(login = %user.login, "password changed");
     Ok(replies::ok(&views::user(&user)))

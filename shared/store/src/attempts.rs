@@ -20,7 +20,6 @@ use crate::{
     leases::micros,
     outbox::Message,
     row,
-    schedules::RunEnd,
     tasks::{Submission, state},
     timeline::EventKind,
     together::all_or_each,
@@ -252,7 +251,7 @@ impl Store {
             .map(|r| row::parsed(r, "task_id"))
             .collect::<Result<_, _>>()?;
         tx.count_good_runs(&finished).await?;
-        tx.release_all(&finished).await?;
+        tx.release_reservations(&finished).await?;
         let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
         tx.tell(now, &messages).await?;
         tx.commit().await?;
@@ -339,7 +338,7 @@ impl Store {
             .execute(fenced.on())
             .await?;
         if canceled.rows_affected() > 0 {
-            fenced.release_reservations(id).await?;
+            fenced.release_reservations(&[id]).await?;
             fenced.tell(now, &[Message::ended(id)]).await?;
             return fenced.tx.commit().await;
         }
@@ -425,7 +424,7 @@ impl Tx {
         let sql = "UPDATE tasks SET state = 'waiting', accepted = NULL, resent = NULL, started = NULL, progressed = NULL, \
                    worker_name = NULL, incarnation = NULL WHERE task_id = $1";
         sqlx::query(sql).bind(id.to_string()).execute(self.on()).await?;
-        self.release_reservations(id).await
+        self.release_reservations(&[id]).await
     }
 }
 
@@ -483,12 +482,12 @@ impl FencedTx {
         match outcome {
             // Of a task that made others, the schedule hears by their ends.
             Outcome::Finished(_) | Outcome::Skipped(_) if self.spawned.is_empty() => {
-                self.tx.count_run(id, RunEnd::Well).await?;
+                self.tx.count_good_runs(&[id]).await?;
             }
-            Outcome::Failed(_) => self.tx.count_run(id, RunEnd::Badly).await?,
+            Outcome::Failed(_) => self.tx.count_bad_run(id).await?,
             Outcome::Finished(_) | Outcome::Skipped(_) | Outcome::Canceled => {}
         }
-        self.tx.release_reservations(id).await?;
+        self.tx.release_reservations(&[id]).await?;
         self.tx.tell(now, &[Message::ended(id)]).await?;
         if !self.spawned.is_empty() {
             self.tx.withdraw_children(id).await?;

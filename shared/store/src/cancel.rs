@@ -11,7 +11,7 @@ use sqlx::any::AnyRow;
 
 use crate::{
     StoreError, Tx,
-    engine::{CHUNK, bulk, placeholders},
+    engine::{CHUNK, assembled, bulk, ids_of, records},
     outbox::Message,
     row,
     tasks::state,
@@ -40,21 +40,22 @@ impl Tx {
         let mut level = vec![root];
         let mut is_known = false;
         while !level.is_empty() {
-            let mut children = Vec::new();
-            for chunk in level.chunks(CHUNK) {
-                let list = placeholders(1, chunk.len());
-                let sql =
-                    format!("SELECT task_id, state FROM tasks WHERE task_id IN ({list}) ORDER BY task_id");
-                let rows = self.ids_in(&self.updating(sql), chunk).await?;
-                is_known |= !rows.is_empty();
-                self.stop(&rows, &mut canceled).await?;
-                // With the rows locked: whatever they made by now is seen, and they make no more unasked.
-                let sql = format!("SELECT task_id FROM tasks WHERE parent_id IN ({list})");
-                for r in self.ids_in(&sql, chunk).await? {
-                    children.push(row::parsed(&r, "task_id")?);
-                }
-            }
-            level = children;
+            let given = records(self.engine, &[("id", "text")]);
+            let sql = format!(
+                "SELECT task_id, state FROM tasks WHERE task_id IN (SELECT r.id FROM {given}) ORDER BY task_id"
+            );
+            let sql = assembled(self.updating(sql));
+            let rows = sqlx::query(sql).bind(ids_of(&level)).fetch_all(self.on()).await?;
+            is_known |= !rows.is_empty();
+            self.stop(&rows, &mut canceled).await?;
+            // With the rows locked: whatever they made by now is seen, and they make no more unasked.
+            let sql = format!("SELECT c.task_id FROM {given} JOIN tasks c ON c.parent_id = r.id");
+            let query = sqlx::query(assembled(sql)).bind(ids_of(&level));
+            let rows = query.fetch_all(self.on()).await?;
+            level = rows
+                .iter()
+                .map(|r| row::parsed(r, "task_id"))
+                .collect::<Result<_, _>>()?;
         }
         Ok(is_known.then_some(canceled))
     }
@@ -116,17 +117,15 @@ impl Tx {
         }
         let now = self.now().await?;
         self.end_idle(&idle, now).await?;
-        for chunk in running.chunks(CHUNK) {
-            let sql = format!(
-                "UPDATE tasks SET cancel_requested = $1 WHERE cancel_requested IS NULL AND task_id IN ({})",
-                placeholders(2, chunk.len())
-            );
-            let query = bulk(sql, chunk.len()).bind(now.micros());
-            let query = chunk
-                .iter()
-                .fold(query, |query, id: &TaskId| query.bind(id.to_string()));
-            query.execute(self.on()).await?;
-        }
+        let sql = format!(
+            "UPDATE tasks SET cancel_requested = $2 WHERE cancel_requested IS NULL AND task_id IN (SELECT r.id FROM {})",
+            records(self.engine, &[("id", "text")])
+        );
+        sqlx::query(assembled(sql))
+            .bind(ids_of(&running))
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
         canceled.ended.extend(idle);
         canceled.asked.extend(running);
         Ok(())
@@ -135,32 +134,18 @@ impl Tx {
     /// Ends tasks that have not begun: their state, what they hold, what they stand for, and the word to the resource
     /// manager.
     async fn end_idle(&mut self, ids: &[TaskId], now: Timestamp) -> Result<(), StoreError> {
-        for chunk in ids.chunks(CHUNK) {
-            let sql = format!(
-                "UPDATE tasks SET state = 'canceled', finished = $1, cancel_requested = $1 WHERE task_id IN ({})",
-                placeholders(2, chunk.len())
-            );
-            let query = bulk(sql, chunk.len()).bind(now.micros());
-            let query = chunk.iter().fold(query, |query, id| query.bind(id.to_string()));
-            query.execute(self.on()).await?;
-            let sql = format!(
-                "DELETE FROM reservations WHERE task_id IN ({})",
-                placeholders(1, chunk.len())
-            );
-            let query = chunk
-                .iter()
-                .fold(bulk(sql, chunk.len()), |query, id| query.bind(id.to_string()));
-            query.execute(self.on()).await?;
-        }
+        let sql = format!(
+            "UPDATE tasks SET state = 'canceled', finished = $2, cancel_requested = $2 WHERE task_id IN (SELECT r.id FROM {})",
+            records(self.engine, &[("id", "text")])
+        );
+        sqlx::query(assembled(sql))
+            .bind(ids_of(ids))
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        self.release_reservations(ids).await?;
         self.close_requests(ids).await?;
         let messages: Vec<_> = ids.iter().map(|id| Message::ended(*id)).collect();
         self.tell(now, &messages).await
-    }
-
-    async fn ids_in(&mut self, sql: &str, ids: &[TaskId]) -> Result<Vec<AnyRow>, StoreError> {
-        let query = ids.iter().fold(bulk(sql.to_owned(), ids.len()), |query, id| {
-            query.bind(id.to_string())
-        });
-        Ok(query.fetch_all(self.on()).await?)
     }
 }

@@ -16,7 +16,6 @@ use crate::{
     leases::micros,
     outbox::Message,
     row,
-    schedules::RunEnd,
     tasks::state,
     timeline::EventKind,
 };
@@ -389,9 +388,9 @@ impl Tx {
             .await?;
         // Without an error it was a person who canceled it.
         if error.is_some() {
-            self.count_run(id, RunEnd::Badly).await?;
+            self.count_bad_run(id).await?;
         }
-        self.release_reservations(id).await
+        self.release_reservations(&[id]).await
     }
 }
 

@@ -156,13 +156,6 @@ pub struct Fired {
     pub task_id: TaskId,
 }
 
-/// How a task that a schedule asked for ended, as the schedule sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RunEnd {
-    Well,
-    Badly,
-}
-
 const COLUMNS: &str = "schedule_id, repo_id, distributor_id, schedule, override_config, enabled, failure_threshold, \
                        consecutive_failures, first_run, last_run_at, next_slot, remaining_runs, total_run_count, last_updated";
 
@@ -382,25 +375,18 @@ impl Tx {
         Ok(sqlx::query(sql).execute(self.on()).await?.rows_affected())
     }
 
-    /// Counts a task's end for the schedules that asked for it, or for the task that made it, such as the sync
+    /// Counts a task's bad end for the schedules that asked for it, or for the task that made it, such as the sync
     /// before an automatic publish.
-    pub(crate) async fn count_run(&mut self, task: TaskId, end: RunEnd) -> Result<(), StoreError> {
-        let change = match end {
-            RunEnd::Well => "consecutive_failures = 0",
-            RunEnd::Badly => {
-                "consecutive_failures = consecutive_failures + 1, \
-                 enabled = CASE WHEN consecutive_failures + 1 >= failure_threshold THEN 0 ELSE enabled END"
-            }
-        };
-        let sql = assembled(format!(
-            "UPDATE schedules SET {change} WHERE schedule_id IN (SELECT schedule_id FROM schedule_fires \
-             WHERE task_id = $1 OR task_id = (SELECT parent_id FROM tasks WHERE task_id = $1))"
-        ));
+    pub(crate) async fn count_bad_run(&mut self, task: TaskId) -> Result<(), StoreError> {
+        let sql = "UPDATE schedules SET consecutive_failures = consecutive_failures + 1, \
+                   enabled = CASE WHEN consecutive_failures + 1 >= failure_threshold THEN 0 ELSE enabled END \
+                   WHERE schedule_id IN (SELECT schedule_id FROM schedule_fires \
+                   WHERE task_id = $1 OR task_id = (SELECT parent_id FROM tasks WHERE task_id = $1))";
         sqlx::query(sql).bind(task.to_string()).execute(self.on()).await?;
         Ok(())
     }
 
-    /// [Counts](Self::count_run) the good ends of several tasks.
+    /// Counts the good ends of tasks for the same schedules.
     pub(crate) async fn count_good_runs(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
         let ended = records(self.engine, &[("id", "text")]);
         let sql = format!(

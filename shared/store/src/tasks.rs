@@ -448,7 +448,7 @@ impl Tx {
                     .bind(now.micros())
                     .execute(self.on())
                     .await?;
-                self.release_reservations(id).await?;
+                self.release_reservations(&[id]).await?;
                 self.close_requests(&[id]).await?;
                 self.tell(now, &[Message::ended(id)]).await?;
                 Ok(CancelOutcome::Canceled)
@@ -491,21 +491,14 @@ impl Tx {
         Ok(done.rows_affected())
     }
 
-    pub(crate) async fn release_all(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
+    /// Frees what these hold.
+    pub(crate) async fn release_reservations(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
         let sql = format!(
             "DELETE FROM reservations WHERE task_id IN (SELECT r.id FROM {})",
             records(self.engine, &[("id", "text")])
         );
         sqlx::query(assembled(sql))
             .bind(ids_of(tasks))
-            .execute(self.on())
-            .await?;
-        Ok(())
-    }
-
-    pub(crate) async fn release_reservations(&mut self, id: TaskId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM reservations WHERE task_id = $1")
-            .bind(id.to_string())
             .execute(self.on())
             .await?;
         Ok(())
