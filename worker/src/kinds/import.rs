@@ -20,7 +20,11 @@ use pulp_model::{
 use pulp_store::{attempts::Outcome, versions::VersionChange};
 use serde_json::{Value, json};
 
-use super::{Context, publish::blocking, staging::Staging};
+use super::{
+    Context,
+    publish::{blocking, within},
+    staging::Staging,
+};
 use crate::{error::TaskError, progress::StepHandle, stop::Stop};
 
 pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskError> {
@@ -65,8 +69,8 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
     let (imported, staged) = read_archive(context, repo_id, file, options).await?;
     require_members(context, repo_id, &imported).await?;
 
-    let mut tx = context.fence().await?;
-    let kept = blocking(move || staged.into_iter().try_for_each(StagedBlob::keep)).await?;
+    let tx = context.fence().await?;
+    let (mut tx, kept) = within(tx, move || staged.into_iter().try_for_each(StagedBlob::keep)).await?;
     kept?;
     if !imported.v1_tags.is_empty() {
         tx.merge_v1_tags(repo_id, &imported.v1_tags).await?;

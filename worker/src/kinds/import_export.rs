@@ -34,7 +34,7 @@ use pulp_transfer::{
 };
 use serde_json::{Map, json};
 
-use super::{Context, publish::blocking, sync, unknown_repository};
+use super::{Context, held, publish::blocking, sync, unknown_repository};
 use crate::{
     error::TaskError,
     progress::{Report, StepHandle},
@@ -182,12 +182,9 @@ async fn require_base(
             .into());
     }
     let carried = manifest.carried();
-    let mut missing = Vec::new();
-    for (digest, size) in manifest.contents.files() {
-        if !carried.contains_key(&digest) && !is_here(&worker.content, &digest, size).await? {
-            missing.push(digest);
-        }
-    }
+    let mut of_base = manifest.contents.files();
+    of_base.retain(|(digest, _)| !carried.contains_key(digest));
+    let mut missing = not_here(context, of_base).await?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -202,9 +199,16 @@ async fn require_base(
         .into())
 }
 
-async fn is_here(content: &ContentStore, digest: &Digest, size: Option<u64>) -> Result<bool, ContentError> {
-    let here = content.size(digest).await?;
-    Ok(here.is_some_and(|here| size.is_none_or(|size| size == here)))
+/// Of these files, those that are not here with the size that they should have.
+async fn not_here(context: &Context, files: Vec<(Digest, Option<u64>)>) -> Result<Vec<Digest>, ContentError> {
+    let sizes = held::sizes(context, files.iter().map(|(digest, _)| digest.clone()).collect()).await?;
+    let is_here =
+        |size: Option<u64>, here: Option<u64>| here.is_some_and(|here| size.is_none_or(|size| size == here));
+    let missing = files.into_iter().zip(sizes);
+    Ok(missing
+        .filter(|((_, size), here)| !is_here(*size, *here))
+        .map(|((digest, _), _)| digest)
+        .collect())
 }
 
 /// What reading cost.
@@ -221,12 +225,13 @@ async fn read_blobs(
     step: &StepHandle,
 ) -> Result<BlobsRead, TaskError> {
     let content = &context.worker.content;
-    let mut wanted = Vec::new();
-    for blob in &export.manifest.carried {
-        if !is_here(content, &blob.digest, Some(blob.size)).await? {
-            wanted.push(blob.clone());
-        }
-    }
+    let carried = export.manifest.carried.iter();
+    let carried = carried
+        .map(|blob| (blob.digest.clone(), Some(blob.size)))
+        .collect();
+    let absent: HashSet<Digest> = not_here(context, carried).await?.into_iter().collect();
+    let mut wanted = export.manifest.carried.clone();
+    wanted.retain(|blob| absent.contains(&blob.digest));
     let reused = export.manifest.carried.len() - wanted.len();
     step.add_total(export.manifest.carried.len() as u64);
     step.advance(reused as u64);

@@ -5,6 +5,7 @@
 
 mod delete;
 mod export;
+mod held;
 mod import;
 mod import_export;
 mod publish;

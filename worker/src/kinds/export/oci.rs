@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use super::super::{
-    Context,
+    Context, held,
     publish::{blocking, end, within},
 };
 use crate::{
@@ -123,20 +123,23 @@ async fn wanted(
         None => None,
         Some(base) => Some(base_of(context, found, base).await?),
     };
-    let held: HashSet<Digest> = base
+    let of_base: HashSet<Digest> = base
         .iter()
         .flat_map(|(_, contents)| contents.files())
         .map(|(digest, _)| digest)
         .collect();
     let mut files = Vec::new();
     let mut lost = Vec::new();
-    for (digest, size) in contents.files() {
-        if held.contains(&digest) {
-            continue;
-        }
-        match (context.worker.content.size(&digest).await?, size) {
-            (Some(here), None) => files.push((digest, here)),
-            (Some(here), Some(size)) if here == size => files.push((digest, size)),
+    let mut carried = contents.files();
+    carried.retain(|(digest, _)| !of_base.contains(digest));
+    let sizes = held::sizes(
+        context,
+        carried.iter().map(|(digest, _)| digest.clone()).collect(),
+    )
+    .await?;
+    for ((digest, expected), here) in carried.into_iter().zip(sizes) {
+        match here {
+            Some(here) if expected.is_none_or(|expected| expected == here) => files.push((digest, here)),
             _ => lost.push(format!("the file of {digest}")),
         }
     }
