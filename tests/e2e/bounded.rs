@@ -17,13 +17,7 @@ fn endless_sync(server: &impl Server, upstream: &Upstream) -> Result<String> {
     upstream.image("latest", std::slice::from_ref(&layer));
     upstream.stall(&upstream.blob(&layer), Some(1_000));
     // The connection's own time-out is not what is shown here.
-    create(
-        server,
-        "r",
-        &upstream.url(),
-        "up/stream",
-        &json!({"read_timeout": 600}),
-    )?;
+    create(server, "r", &upstream.url(), &json!({"read_timeout": 600}))?;
     let id = begin(server, "r", &json!({}))?;
     server.wait_until_running(&id)?;
     Ok(id)

@@ -35,7 +35,7 @@ fn a_sync_beyond_the_upstreams_limit_waits_for_it_and_holds_up_nobody() -> Resul
     }
     upstream.limit(10, Duration::from_secs(20));
     let server = Standalone::with(&[("PULP_TASKS_SLOTS_SYNC", "1")])?;
-    create(&server, "m", &upstream.url(), "up/stream", &json!({}))?;
+    create(&server, "m", &upstream.url(), &json!({}))?;
     let task = begin(&server, "m", &json!({}))?;
     let reason = parked(&server, &task)?;
     let text = reason["message"].as_str().unwrap_or_default();
@@ -50,7 +50,7 @@ fn a_sync_beyond_the_upstreams_limit_waits_for_it_and_holds_up_nobody() -> Resul
     // Its slot and its repository are free.
     let other = Upstream::start()?;
     other.image("t", &[noise(99, 500)]);
-    create(&server, "other", &other.url(), "up/stream", &json!({}))?;
+    create(&server, "other", &other.url(), &json!({}))?;
     server.wait_until_finished(&begin(&server, "other", &json!({}))?)?;
     server.wait_until_finished(&server.publish("m")?)?;
     assert_eq!(
@@ -78,13 +78,7 @@ fn a_registry_that_wants_an_hour_of_quiet_gets_it_and_a_cancel_need_not_wait() -
     upstream.retry_after(3600);
     upstream.answer("manifests/t", 429);
     let server = Standalone::start()?;
-    create(
-        &server,
-        "m",
-        &upstream.url(),
-        "up/stream",
-        &json!({"tags": ["t"]}),
-    )?;
+    create(&server, "m", &upstream.url(), &json!({"tags": ["t"]}))?;
     let task = begin(&server, "m", &json!({}))?;
     let reason = parked(&server, &task)?;
     assert!(
@@ -93,13 +87,7 @@ fn a_registry_that_wants_an_hour_of_quiet_gets_it_and_a_cancel_need_not_wait() -
     );
     // Another sync from there doesn't even ask.
     upstream.answer("manifests/t", 0);
-    create(
-        &server,
-        "n",
-        &upstream.url(),
-        "up/stream",
-        &json!({"tags": ["t"]}),
-    )?;
+    create(&server, "n", &upstream.url(), &json!({"tags": ["t"]}))?;
     let second = begin(&server, "n", &json!({}))?;
     parked(&server, &second)?;
     for task in [task, second] {
@@ -124,13 +112,7 @@ fn syncs_on_two_workers_fetch_a_blob_once() -> Result<()> {
     })?;
     let repos = ["a", "b"];
     for repo in repos {
-        create(
-            &server,
-            repo,
-            &upstream.url(),
-            "up/stream",
-            &json!({"max_downloads": 2}),
-        )?;
+        create(&server, repo, &upstream.url(), &json!({"max_downloads": 2}))?;
     }
     let tasks: Vec<String> = repos
         .iter()
@@ -166,7 +148,6 @@ fn no_more_is_fetched_from_a_host_at_a_time_than_configured_on_all_workers_toget
             &server,
             repo,
             &upstream.url(),
-            "up/stream",
             &json!({"max_downloads": 8, "tags": tags}),
         )?;
     }

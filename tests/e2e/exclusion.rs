@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use pulp_tests::{Cluster, ClusterOptions, Server, files_below, http, images, spawned, wait_for};
+use pulp_tests::{Cluster, ClusterOptions, Server, files_below, http, images, wait_for};
 use serde_json::{Value, json};
 
 use crate::settled::{settled, versions_of};
@@ -58,9 +58,7 @@ fn changes_of_a_repository_take_turns_and_hold_up_no_other_repository() -> Resul
     })?;
     let path = format!("/repositories/quiet/distributors/{WEB}/");
     let settings = json!({"distributor_config": {"protected": false}});
-    let (status, report) = cluster.call("PUT", &path, Some(&settings))?;
-    ensure!(status == 202, "{status} {report}");
-    let quick = spawned(&report)?;
+    let quick = cluster.begin("PUT", &path, &settings)?;
     cluster.wait_until_finished(&quick)?;
     assert_eq!(
         cluster.task(&long)?["state"],

@@ -346,7 +346,7 @@ fn more_work_than_slots_shows_as_runnable_and_unclaimed() -> Result<()> {
     let mut syncs = Vec::new();
     for n in 0..5 {
         let repo = format!("m{n}");
-        crate::sync::create(&server, &repo, &upstream.url(), "up/stream", &json!({}))?;
+        crate::sync::create(&server, &repo, &upstream.url(), &json!({}))?;
         syncs.push(crate::sync::begin(&server, &repo, &json!({}))?);
     }
     // One runs. Of the others one is granted ahead, three wait for room: all four lack a slot only.

@@ -12,7 +12,7 @@ use pulp_tests::{
     Cluster, Server, Standalone, binary, files_below, http, images,
     images::append,
     saved::{self, Parts},
-    spawned, wait_for,
+    wait_for,
 };
 use serde_json::{Value, json};
 
@@ -46,9 +46,7 @@ fn begin_export(server: &impl Server, repo: &str, options: &Value) -> Result<Str
     overrides["export_format"] = json!("oci");
     let body = json!({"id": EXPORT, "override_config": overrides});
     let path = format!("/repositories/{repo}/actions/publish/");
-    let (status, report) = server.call("POST", &path, Some(&body))?;
-    ensure!(status == 202, "export: {status} {report}");
-    spawned(&report)
+    server.begin("POST", &path, &body)
 }
 
 /// Exports; gives what the task tells of it.
@@ -76,9 +74,7 @@ fn carry(export: &Value, to: &impl Server, name: &str) -> Result<PathBuf> {
 fn begin_import(server: &impl Server, repo: &str, path: &str) -> Result<String> {
     let body = json!({"path": path, "create": true});
     let at = format!("/repositories/{repo}/actions/import_export/");
-    let (status, report) = server.call("POST", &at, Some(&body))?;
-    ensure!(status == 202, "import: {status} {report}");
-    spawned(&report)
+    server.begin("POST", &at, &body)
 }
 
 /// Imports; gives the task's result.
@@ -384,9 +380,7 @@ fn an_index_its_platforms_and_its_referrers_come_along_and_other_tools_read_the_
     let id = open.upload(&tar)?;
     let body =
         json!({"upload_id": id, "unit_type_id": "docker_manifest", "unit_key": {}, "unit_metadata": {}});
-    let (status, report) = open.call("POST", "/repositories/r/actions/import_upload/", Some(&body))?;
-    ensure!(status == 202, "{status} {report}");
-    open.wait_until_finished(&spawned(&report)?)?;
+    open.wait_until_finished(&open.begin("POST", "/repositories/r/actions/import_upload/", &body)?)?;
     assert_eq!(counts(&open, "r")?["docker_manifest"], 3);
 
     let files = directory(&export(
@@ -433,12 +427,11 @@ fn an_index_its_platforms_and_its_referrers_come_along_and_other_tools_read_the_
     let id = closed.upload(&joined)?;
     let body =
         json!({"upload_id": id, "unit_type_id": "docker_manifest", "unit_key": {}, "unit_metadata": {}});
-    let (_, report) = closed.call(
+    closed.wait_until_finished(&closed.begin(
         "POST",
         "/repositories/uploaded/actions/import_upload/",
-        Some(&body),
-    )?;
-    closed.wait_until_finished(&spawned(&report)?)?;
+        &body,
+    )?)?;
     assert_eq!(counts(&closed, "uploaded")?, counts(&open, "r")?);
 
     // Our own import, from the files.

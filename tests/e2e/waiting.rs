@@ -127,9 +127,7 @@ fn groups_and_trees_are_canceled_whole(server: &impl Server) -> Result<()> {
         let repo = format!("g{n}");
         server.create_repository(&repo, &format!("ns/{repo}"))?;
         let path = format!("/repositories/{repo}/actions/publish/?task_group={GROUP}");
-        let (status, report) = server.call("POST", &path, Some(&json!({"id": WEB})))?;
-        ensure!(status == 202, "{status} {report}");
-        tasks.push(spawned(&report)?);
+        tasks.push(server.begin("POST", &path, &json!({"id": WEB}))?);
     }
     server.create_repository("alone", "ns/alone")?;
     let alone = server.publish("alone")?;
@@ -152,12 +150,10 @@ fn groups_and_trees_are_canceled_whole(server: &impl Server) -> Result<()> {
     upstream.image("t", &[vec![7; 500]]);
     let mut made = Vec::new();
     for (repo, alone) in [("tree", false), ("single", true)] {
-        create(server, repo, &upstream.url(), "up/stream", &json!({}))?;
+        create(server, repo, &upstream.url(), &json!({}))?;
         let path = format!("/repositories/{repo}/distributors/{WEB}/");
         let settings = json!({"distributor_config": {}, "delta": {"auto_publish": true}});
-        let (status, report) = server.call("PUT", &path, Some(&settings))?;
-        ensure!(status == 202, "{status} {report}");
-        server.wait_until_finished(&spawned(&report)?)?;
+        server.wait_until_finished(&server.begin("PUT", &path, &settings)?)?;
         let sync = begin(server, repo, &json!({}))?;
         let row = server.wait_until_finished(&sync)?;
         let publish = spawned(&row)?;
@@ -199,12 +195,10 @@ fn a_cancel_at_any_moment_leaves_no_orphan_behind() -> Result<()> {
     let cluster = small_cluster("orphans", "")?;
     let upstream = Upstream::start()?;
     upstream.image("t0", &[vec![7; 500]]);
-    create(&cluster, "r", &upstream.url(), "up/stream", &json!({}))?;
+    create(&cluster, "r", &upstream.url(), &json!({}))?;
     let path = format!("/repositories/r/distributors/{WEB}/");
     let settings = json!({"distributor_config": {}, "delta": {"auto_publish": true}});
-    let (status, report) = cluster.call("PUT", &path, Some(&settings))?;
-    ensure!(status == 202, "{status} {report}");
-    cluster.wait_until_finished(&spawned(&report)?)?;
+    cluster.wait_until_finished(&cluster.begin("PUT", &path, &settings)?)?;
     let mut ends = std::collections::BTreeMap::<String, usize>::new();
     for round in 0..ROUNDS {
         // Something to commit and to publish each time.

@@ -108,7 +108,8 @@ impl Run {
     }
 }
 
-/// Faults are made of time: a process is frozen for so long, an engine away for so long.
+/// Faults are made of time: a process is frozen for so long, an engine away for so long. And what tells nobody that it
+/// has changed is looked at again after a pause, until the run is over or its limit is reached.
 #[allow(clippy::disallowed_methods)]
 pub(crate) fn pause(time: Duration) {
     std::thread::sleep(time);

@@ -8,7 +8,7 @@ use pulp_tests::{Pulp, wait_for};
 use crate::{
     nodes::Nodes,
     plan::{Blow, Engine, Outage, Step, Victim, kinds},
-    run::{Run, pause},
+    run::Run,
 };
 
 /// Milliseconds for which two of one name run.
@@ -310,6 +310,5 @@ fn signal(name: &str, processes: &[String]) -> Result<()> {
         .stderr(std::process::Stdio::null())
         .status()?;
     ensure!(status.success() || processes.len() > 1, "kill -{name} failed");
-    pause(Duration::from_millis(1));
     Ok(())
 }

@@ -184,6 +184,13 @@ pub trait Server {
         })
     }
 
+    /// A REST call that a task answers; gives the task's id.
+    fn begin(&self, method: &str, path: &str, body: &Value) -> Result<String> {
+        let (status, report) = self.call(method, path, Some(body))?;
+        ensure!(status == 202, "{method} {path}: {status} {report}");
+        spawned(&report)
+    }
+
     /// The task's row.
     fn task(&self, id: &str) -> Result<Value> {
         let (status, task) = self.call("GET", &format!("/tasks/{id}/"), None)?;
@@ -239,13 +246,11 @@ pub trait Server {
             "upload_id": upload, "unit_type_id": "docker_image", "unit_key": {}, "unit_metadata": {},
             "override_config": overrides,
         });
-        let (status, report) = self.call(
+        self.begin(
             "POST",
             &format!("/repositories/{repo}/actions/import_upload/"),
-            Some(&body),
-        )?;
-        ensure!(status == 202, "import: {status} {report}");
-        spawned(&report)
+            &body,
+        )
     }
 
     /// Makes a repository with an importer and both distributors, as `pulp-admin docker repo create` does.
@@ -331,13 +336,7 @@ pub trait Server {
     /// Asks for a publish by the web distributor; gives the task's id.
     fn publish(&self, repo: &str) -> Result<String> {
         let body = serde_json::json!({"id": "docker_web_distributor_name_cli"});
-        let (status, report) = self.call(
-            "POST",
-            &format!("/repositories/{repo}/actions/publish/"),
-            Some(&body),
-        )?;
-        ensure!(status == 202, "publish: {status} {report}");
-        spawned(&report)
+        self.begin("POST", &format!("/repositories/{repo}/actions/publish/"), &body)
     }
 }
 
@@ -662,7 +661,6 @@ impl Server for Cluster {
 }
 
 /// Asks again and again until there is an answer.
-#[allow(clippy::disallowed_methods)] // the pause between two questions
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
