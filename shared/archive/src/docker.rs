@@ -277,6 +277,23 @@ pub(crate) fn store_manifest(
     config: &[u8],
     layers: &[GzipLayer],
 ) -> Result<Manifest, ArchiveError> {
+    let config_digest = put_bytes(session.sink, config)?;
+    out.blob(config_digest, config.len() as u64);
+    for layer in layers {
+        out.blob(layer.digest.clone(), layer.size);
+    }
+    let (manifest, bytes) = made_manifest(config, layers.iter().map(|l| (&l.digest, l.size)))?;
+    put_bytes(session.sink, &bytes)?;
+    out.v2_head(manifest.digest().clone());
+    out.manifest(manifest.clone());
+    Ok(manifest)
+}
+
+/// Makes the schema 2 manifest of a config and its layers, given base first by digest and size.
+pub(crate) fn made_manifest<'a>(
+    config: &[u8],
+    layers: impl Iterator<Item = (&'a Digest, u64)>,
+) -> Result<(Manifest, Vec<u8>), ArchiveError> {
     let descriptor = |media_type, digest: &Digest, size| Descriptor {
         media_type,
         digest: digest.clone(),
@@ -284,29 +301,22 @@ pub(crate) fn store_manifest(
         platform: None,
         annotations: BTreeMap::new(),
     };
-    let config_digest = put_bytes(session.sink, config)?;
-    out.blob(config_digest.clone(), config.len() as u64);
-    let mut descriptors = Vec::with_capacity(layers.len());
-    for layer in layers {
-        out.blob(layer.digest.clone(), layer.size);
-        descriptors.push(descriptor(
-            MediaType::DOCKER_LAYER_GZIP,
-            &layer.digest,
-            layer.size,
-        ));
-    }
+    let layers: Vec<Descriptor> = layers
+        .map(|(digest, size)| descriptor(MediaType::DOCKER_LAYER_GZIP, digest, size))
+        .collect();
     let manifest = Schema2 {
         schema_version: 2,
         media_type: MediaType::DOCKER_MANIFEST,
-        config: descriptor(MediaType::DOCKER_CONFIG, &config_digest, config.len() as u64),
-        layers: &descriptors,
+        config: descriptor(
+            MediaType::DOCKER_CONFIG,
+            &Digest::sha256(config),
+            config.len() as u64,
+        ),
+        layers: &layers,
     };
     let bytes = json::bytes("manifest", &manifest)?;
-    let manifest = Manifest::parse(&bytes, None).map_err(|e| json::bad("manifest", &e))?;
-    put_bytes(session.sink, &bytes)?;
-    out.v2_head(manifest.digest().clone());
-    out.manifest(manifest.clone());
-    Ok(manifest)
+    let parsed = Manifest::parse(&bytes, None).map_err(|e| json::bad("manifest", &e))?;
+    Ok((parsed, bytes))
 }
 
 /// v1 tags of an image whose v1 images were made here.

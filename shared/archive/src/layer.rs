@@ -58,6 +58,26 @@ pub(crate) struct GzipLayer {
     pub(crate) is_tar: bool,
 }
 
+/// A layer as registries hold it: gzip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerFile {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// Their number.
+    pub size: u64,
+    /// What is in it.
+    pub content: LayerContent,
+}
+
+/// What a layer holds once it is unpacked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerContent {
+    /// Digest of the unpacked bytes.
+    pub diff_id: Digest,
+    /// Whether they are a whole tar, as an image engine needs them to be.
+    pub is_tar: bool,
+}
+
 /// Everything that one import has at hand.
 pub(crate) struct Session<'a> {
     pub(crate) index: &'a Index,
@@ -82,9 +102,22 @@ impl Session<'_> {
             return Ok(done.clone());
         }
         let compression = self.compression(name, place)?;
-        let layer = match compression {
-            Compression::Gzip => self.keep(name, place)?,
-            Compression::None | Compression::Zstd => self.compress(name, place, compression)?,
+        let taking = Taking {
+            name,
+            budget: self.budget,
+            sink: self.sink,
+            threads: self.options.threads,
+        };
+        let LayerFile {
+            digest,
+            size,
+            content,
+        } = taking.take(self.source(place), compression)?;
+        let layer = GzipLayer {
+            digest,
+            size,
+            diff_id: Some(content.diff_id),
+            is_tar: content.is_tar,
         };
         self.progress.stored(name);
         self.layers.insert(place, layer.clone());
@@ -115,62 +148,6 @@ impl Session<'_> {
         Ok(Compression::of(&magic))
     }
 
-    /// Expanded → hash, check → compress on all cores → hash → store.
-    fn compress(
-        &self,
-        name: &str,
-        place: Place,
-        compression: Compression,
-    ) -> Result<GzipLayer, ArchiveError> {
-        let source = self.source(place);
-        let expanded = compression
-            .decoder(source)
-            .map_err(|e| ArchiveError::decompressing(name, e))?;
-        let budget = (compression != Compression::None).then_some(self.budget);
-        let mut layer = Expanded::new(name, expanded, budget);
-        let target = Hashed::new(self.sink.create()?, Algorithm::Sha256);
-        let target = gzip::compress(&mut layer, target, self.options.threads).map_err(|e| match e {
-            GzipError::Read(e) => ArchiveError::decompressing(name, e),
-            GzipError::Write(e) => SinkError::writing(e).into(),
-        })?;
-        let (digest, size, writer) = target.finish();
-        writer.commit(&digest)?;
-        let (diff_id, is_tar) = layer.finish();
-        Ok(GzipLayer {
-            digest,
-            size,
-            diff_id: Some(diff_id),
-            is_tar,
-        })
-    }
-
-    /// A layer that is gzip already: stored verbatim, and expanded on the way to see what is in it.
-    fn keep(&self, name: &str, place: Place) -> Result<GzipLayer, ArchiveError> {
-        let mut tee = Tee {
-            source: self.source(place),
-            target: Hashed::new(self.sink.create()?, Algorithm::Sha256),
-        };
-        let mut buffer = vec![0; 256 * 1024];
-        let (diff_id, is_tar) = {
-            let expanded = Compression::Gzip
-                .decoder(&mut tee)
-                .map_err(|e| ArchiveError::decompressing(name, e))?;
-            let mut layer = Expanded::new(name, expanded, Some(self.budget));
-            pump(&mut layer, &mut io::sink(), &mut buffer, name)?;
-            layer.finish()
-        };
-        // The decoder reads to the end of the last member, or to an error; this makes sure of every byte.
-        pump(&mut tee, &mut io::sink(), &mut buffer, name)?;
-        let (digest, size, writer) = tee.target.finish();
-        writer.commit(&digest)?;
-        Ok(GzipLayer {
-            digest,
-            size,
-            diff_id: Some(diff_id),
-            is_tar,
-        })
-    }
-
     /// The bytes at `place`, with progress told and a cancel heeded.
     fn source(&self, place: Place) -> impl Read + '_ {
         Watched {
@@ -178,6 +155,84 @@ impl Session<'_> {
             progress: self.progress,
         }
     }
+}
+
+/// One layer on its way into a store.
+pub(crate) struct Taking<'a> {
+    /// For people.
+    pub(crate) name: &'a str,
+    pub(crate) budget: &'a Budget,
+    pub(crate) sink: &'a dyn BlobSink,
+    pub(crate) threads: usize,
+}
+
+impl Taking<'_> {
+    /// Stores a layer compressed by gzip. One that is so already keeps its bytes.
+    pub(crate) fn take(
+        &self,
+        source: impl Read,
+        compression: Compression,
+    ) -> Result<LayerFile, ArchiveError> {
+        match compression {
+            Compression::Gzip => self.keep(source),
+            Compression::None | Compression::Zstd => self.compress(source, compression),
+        }
+    }
+
+    /// Expanded → hash, check → compress on all cores → hash → store.
+    fn compress(&self, source: impl Read, compression: Compression) -> Result<LayerFile, ArchiveError> {
+        let name = self.name;
+        let expanded = compression
+            .decoder(source)
+            .map_err(|e| ArchiveError::decompressing(name, e))?;
+        let budget = (compression != Compression::None).then_some(self.budget);
+        let mut layer = Expanded::new(name, expanded, budget);
+        let target = Hashed::new(self.sink.create()?, Algorithm::Sha256);
+        let target = gzip::compress(&mut layer, target, self.threads).map_err(|e| match e {
+            GzipError::Read(e) => ArchiveError::decompressing(name, e),
+            GzipError::Write(e) => SinkError::writing(e).into(),
+        })?;
+        let (digest, size, writer) = target.finish();
+        writer.commit(&digest)?;
+        Ok(LayerFile {
+            digest,
+            size,
+            content: layer.finish(),
+        })
+    }
+
+    /// A layer that is gzip already: stored verbatim, and expanded on the way to see what is in it.
+    fn keep(&self, source: impl Read) -> Result<LayerFile, ArchiveError> {
+        let mut tee = Tee {
+            source,
+            target: Hashed::new(self.sink.create()?, Algorithm::Sha256),
+        };
+        let content = expand(self.name, &mut tee, Compression::Gzip, self.budget)?;
+        // The decoder reads to the end of the last member, or to an error; this makes sure of every byte.
+        pump(&mut tee, &mut io::sink(), &mut vec![0; 256 * 1024], self.name)?;
+        let (digest, size, writer) = tee.target.finish();
+        writer.commit(&digest)?;
+        Ok(LayerFile {
+            digest,
+            size,
+            content,
+        })
+    }
+}
+
+/// Reads a layer for what is in it.
+pub(crate) fn expand(
+    name: &str,
+    source: impl Read,
+    compression: Compression,
+    budget: &Budget,
+) -> Result<LayerContent, ArchiveError> {
+    let expanded = compression
+        .decoder(source)
+        .map_err(|e| ArchiveError::decompressing(name, e))?;
+    let mut layer = Expanded::new(name, expanded, Some(budget));
+    pump(&mut layer, &mut io::sink(), &mut vec![0; 256 * 1024], name)?;
+    Ok(layer.finish())
 }
 
 /// That `got` is `expected`.
@@ -264,8 +319,11 @@ impl<'a, R: Read> Expanded<'a, R> {
         }
     }
 
-    fn finish(self) -> (Digest, bool) {
-        (self.hasher.finish(), self.check.is_tar())
+    fn finish(self) -> LayerContent {
+        LayerContent {
+            diff_id: self.hasher.finish(),
+            is_tar: self.check.is_tar(),
+        }
     }
 }
 

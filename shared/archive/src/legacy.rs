@@ -130,13 +130,7 @@ fn config_of(
     line: &[&ImageId],
     layers: &[GzipLayer],
 ) -> Result<Vec<u8>, ArchiveError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Command {
-        #[serde(default)]
-        cmd: Option<Vec<String>>,
-    }
-    let read = |id: &ImageId| {
+    let read = |id: &&ImageId| {
         let file = v1::json_file(id);
         let place = session.index.require(&file)?;
         let bytes = session
@@ -144,10 +138,26 @@ fn config_of(
             .bytes(&file, place, session.options.limits.metadata_bytes)?;
         Ok::<_, ArchiveError>((file, bytes))
     };
-    let mut history = Vec::with_capacity(line.len());
-    for id in line.iter().rev() {
-        let (file, bytes) = read(id)?;
-        let fields: V1Fields<'_> = json::parse(&file, &bytes)?;
+    let jsons: Vec<_> = line.iter().rev().map(read).collect::<Result<_, _>>()?;
+    let diff_ids: Vec<&Digest> = layers.iter().filter_map(|layer| layer.diff_id.as_ref()).collect();
+    made_config(&jsons, diff_ids)
+}
+
+/// Makes the config of a line of v1 images: their JSONs, each with its name, and the digests of their layers, base
+/// first.
+pub(crate) fn made_config(
+    jsons: &[(String, impl AsRef<[u8]>)],
+    diff_ids: Vec<&Digest>,
+) -> Result<Vec<u8>, ArchiveError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Command {
+        #[serde(default)]
+        cmd: Option<Vec<String>>,
+    }
+    let mut history = Vec::with_capacity(jsons.len());
+    for (file, bytes) in jsons {
+        let fields: V1Fields<'_> = json::parse(file, bytes.as_ref())?;
         let command = fields
             .container_config
             .and_then(|c| serde_json::from_str::<Command>(c.get()).ok());
@@ -158,11 +168,10 @@ fn config_of(
             comment: fields.comment.filter(|text| !text.is_empty()),
         });
     }
-    let head = line.first().ok_or_else(|| Rejection::NoImages {
+    let (file, bytes) = jsons.last().ok_or_else(|| Rejection::NoImages {
         reason: "it has no layer".to_owned(),
     })?;
-    let (file, bytes) = read(head)?;
-    let top: V1Fields<'_> = json::parse(&file, &bytes)?;
+    let top: V1Fields<'_> = json::parse(file, bytes.as_ref())?;
     json::bytes(
         "config",
         &MadeConfig {
@@ -178,7 +187,7 @@ fn config_of(
             os: top.os.as_deref().filter(|os| !os.is_empty()).unwrap_or("linux"),
             rootfs: MadeRootFs {
                 r#type: "layers",
-                diff_ids: layers.iter().filter_map(|layer| layer.diff_id.as_ref()).collect(),
+                diff_ids,
             },
         },
     )

@@ -14,6 +14,7 @@ mod closure;
 mod docker;
 mod error;
 mod export;
+mod face;
 pub mod gzip;
 mod header;
 mod import;
@@ -33,6 +34,8 @@ mod v1;
 
 pub use error::{ArchiveError, Rejection, SinkError};
 pub use export::TarWriter;
+pub use face::{MadeManifest, layer_content, manifest_of_line, take_layer};
 pub use import::import;
+pub use layer::{LayerContent, LayerFile};
 pub use options::{ImportOptions, Imported, Limits, UploadKind};
 pub use sink::{BlobSink, BlobWriter, NoProgress, Phase, Progress};
