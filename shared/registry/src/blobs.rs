@@ -19,7 +19,7 @@ const MAX_RESUMES: u32 = 100;
 /// Times that one blob is taken up again because hardly anything came: a registry that drips would hold a sync for days.
 const MAX_SLOW_RESUMES: u32 = 5;
 /// Fewer bytes than this in the options' `slow_for` are as good as none.
-const SLOW_BYTES: u64 = 16 * 1024;
+pub(crate) const SLOW_BYTES: u64 = 16 * 1024;
 
 /// A blob on its way. Its end ([`next`](Self::next) gives none) means that all bytes came and hash to the digest.
 pub struct BlobReader {
@@ -64,13 +64,9 @@ impl Client {
 
 fn ask<'a>(url: &'a Url, name: &'a RegistryId, from: u64) -> Ask<'a> {
     Ask {
-        method: &Method::GET,
-        url,
-        accept: None,
-        name: name.as_str(),
         length: Length::Stream,
-        purpose: Purpose::Blob,
         from,
+        ..Ask::document(url, name.as_str(), Purpose::Blob)
     }
 }
 

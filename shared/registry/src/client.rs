@@ -86,7 +86,7 @@ impl Client {
             base.set_host(Some(DOCKER_HUB))
                 .map_err(|e| wrong(e.to_string()))?;
         }
-        let http = options::build(&options).map_err(wrong)?;
+        let http = options::shared(&options).map_err(wrong)?;
         Ok(Self {
             http,
             base,
@@ -134,7 +134,9 @@ impl Client {
         let told = quota(response.headers(), SystemTime::now());
         let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let is_limited = matches!(purpose, Purpose::Manifest | Purpose::ManifestHead);
-        if refused || (is_limited && (told.is_told() || response.status().is_success())) {
+        let status = response.status();
+        let answered = status.is_success() || status == StatusCode::NOT_MODIFIED;
+        if refused || (is_limited && (told.is_told() || answered)) {
             let mut last = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some(last.map_or(told, |last| last.sterner(told)));
         }

@@ -12,6 +12,8 @@ pub(crate) enum Purpose {
     Blob,
     Referrers,
     Token,
+    Image,
+    Layer,
 }
 
 /// Requests sent, repetitions and those answered by 401 included, and bytes of blobs and manifests that came.
@@ -31,7 +33,11 @@ pub struct Requests {
     pub referrers: u64,
     /// Tokens, from whatever server gives them.
     pub tokens: u64,
-    /// Bytes of manifests and blobs that came over the wire.
+    /// Version 1: lists of images and tags, ancestries, JSONs.
+    pub images: u64,
+    /// Version 1: layers.
+    pub layers: u64,
+    /// Bytes of manifests, blobs, images and layers that came over the wire.
     pub bytes: u64,
 }
 
@@ -45,12 +51,14 @@ impl Requests {
             + self.blobs
             + self.referrers
             + self.tokens
+            + self.images
+            + self.layers
     }
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    sent: [AtomicU64; 7],
+    sent: [AtomicU64; 9],
     bytes: AtomicU64,
 }
 
@@ -78,6 +86,8 @@ impl Counters {
             blobs: of(Purpose::Blob),
             referrers: of(Purpose::Referrers),
             tokens: of(Purpose::Token),
+            images: of(Purpose::Image),
+            layers: of(Purpose::Layer),
             bytes: self.bytes.load(Ordering::Relaxed),
         }
     }

@@ -1,6 +1,9 @@
 //! How a registry is talked to: credentials, TLS, proxy, time and patience.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use url::Url;
 
@@ -49,7 +52,7 @@ impl Default for ClientOptions {
 }
 
 /// Certificates of a connection by `https`.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Tls {
     /// PEM text of the authorities that may have signed the registry's certificate; none means the system's.
     pub ca: Option<String>,
@@ -80,7 +83,7 @@ impl std::fmt::Debug for Tls {
 }
 
 /// A proxy that all requests go through.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyOptions {
     /// `http://`, `https://`, `socks5://` or `socks5h://` with host and port, without a password.
     pub url: Url,
@@ -135,12 +138,61 @@ impl Retries {
     }
 }
 
-/// The HTTP client for these options.
-pub(crate) fn build(options: &ClientOptions) -> Result<reqwest::Client, String> {
+/// How long HTTP clients are shared: what the system trusts is read anew after that.
+const SHARED_FOR: Duration = Duration::from_mins(5);
+/// So many are shared at most.
+const SHARED: usize = 64;
+/// How long a connection that nobody uses stays open.
+const KEPT_OPEN: Duration = Duration::from_secs(30);
+
+/// What an HTTP client is made of.
+#[derive(Clone, PartialEq, Eq)]
+struct Made {
+    user_agent: String,
+    connect_timeout: Duration,
+    idle_timeout: Duration,
+    tls: Tls,
+    proxy: Option<ProxyOptions>,
+}
+
+/// The HTTP client for these options, shared by all who have the same: to read what the system trusts takes longer
+/// than all that a sync of few tags needs, and a connection of the last sync may still be open.
+pub(crate) fn shared(options: &ClientOptions) -> Result<reqwest::Client, String> {
+    static CLIENTS: Mutex<Vec<(Made, Instant, reqwest::Client)>> = Mutex::new(Vec::new());
+    let made = Made {
+        user_agent: options.user_agent.clone(),
+        connect_timeout: options.connect_timeout,
+        idle_timeout: options.idle_timeout,
+        tls: options.tls.clone(),
+        proxy: options.proxy.clone(),
+    };
+    let find = |clients: &[(Made, Instant, reqwest::Client)]| {
+        let fits = clients
+            .iter()
+            .find(|(of, at, _)| *of == made && at.elapsed() < SHARED_FOR);
+        fits.map(|(_, _, client)| client.clone())
+    };
+    let lock = || CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(client) = find(&lock()) {
+        return Ok(client);
+    }
+    // Nobody else has to wait for this.
+    let client = build(options)?;
+    let mut clients = lock();
+    clients.retain(|(of, at, _)| *of != made && at.elapsed() < SHARED_FOR);
+    if clients.len() >= SHARED {
+        clients.remove(0);
+    }
+    clients.push((made, Instant::now(), client.clone()));
+    Ok(client)
+}
+
+fn build(options: &ClientOptions) -> Result<reqwest::Client, String> {
     let mut builder = reqwest::Client::builder()
         .user_agent(&options.user_agent)
         .connect_timeout(options.connect_timeout)
         .read_timeout(options.idle_timeout)
+        .pool_idle_timeout(KEPT_OPEN)
         .tls_danger_accept_invalid_certs(!options.tls.verify);
     if let Some(pem) = &options.tls.ca {
         let authorities = reqwest::Certificate::from_pem_bundle(pem.as_bytes())

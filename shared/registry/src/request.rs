@@ -2,9 +2,10 @@
 
 use std::{sync::PoisonError, time::Instant};
 
+use pulp_model::Digest;
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, RANGE},
+    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, IF_NONE_MATCH, RANGE},
 };
 use url::Url;
 
@@ -28,6 +29,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) purpose: Purpose,
     /// First byte wanted.
     pub(crate) from: u64,
+    /// What need not be told again: if it is still so, the answer is 304 and has nothing else.
+    pub(crate) known: Option<&'a Digest>,
 }
 
 impl<'a> Ask<'a> {
@@ -41,6 +44,7 @@ impl<'a> Ask<'a> {
             length: Length::Document,
             purpose,
             from: 0,
+            known: None,
         }
     }
 }
@@ -53,6 +57,10 @@ impl Failures {
         Self(0)
     }
 
+    pub(crate) const fn after(failures: u32) -> Self {
+        Self(failures)
+    }
+
     pub(crate) const fn forget(&mut self) {
         self.0 = 0;
     }
@@ -63,6 +71,14 @@ impl Failures {
 pub(crate) enum Length {
     Document,
     Stream,
+}
+
+/// What was asked for, or that it is as it was known; any other answer is an error.
+async fn answered(response: Response, ask: Ask<'_>) -> Result<Response> {
+    if ask.known.is_some() && response.status() == StatusCode::NOT_MODIFIED {
+        return Ok(response);
+    }
+    checked(response, ask.url).await
 }
 
 impl Client {
@@ -136,14 +152,14 @@ impl Client {
             known.asked = true;
             if response.status() != StatusCode::UNAUTHORIZED {
                 drop(known);
-                return checked(response, ask.url).await;
+                return answered(response, ask).await;
             }
             return self.answer_challenge(ask, response, known, used).await;
         }
         drop(known);
         let response = self.send(ask, used.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
-            return checked(response, ask.url).await;
+            return answered(response, ask).await;
         }
         let known = scope.lock().await;
         self.answer_challenge(ask, response, known, used).await
@@ -174,7 +190,7 @@ impl Client {
         };
         drop(known);
         let response = self.send(ask, Some(&authorization)).await?;
-        checked(response, ask.url).await
+        answered(response, ask).await
     }
 
     async fn send(&self, ask: Ask<'_>, authorization: Option<&Authorization>) -> Result<Response> {
@@ -191,6 +207,9 @@ impl Client {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, &authorization.header);
         }
+        if let Some(known) = ask.known {
+            request = request.header(IF_NONE_MATCH, format!("\"{known}\""));
+        }
         if ask.from > 0 {
             request = request.header(RANGE, format!("bytes={}-", ask.from));
         }
@@ -203,7 +222,7 @@ impl Client {
     }
 
     /// Keeps quiet while the registry wants it.
-    async fn wait_for_leave(&self) {
+    pub(crate) async fn wait_for_leave(&self) {
         let not_before = *self
             .shared
             .not_before
