@@ -68,13 +68,14 @@ pub struct MadeManifest {
 }
 
 /// Makes the manifest of a line of v1 images, base first: of each its JSON, with a name for people, and its layer. All
-/// layers must be tars.
-pub fn manifest_of_line(
-    jsons: &[(String, impl AsRef<[u8]>)],
+/// layers must be tars. The JSONs are read one after the other.
+pub fn manifest_of_line<B: AsRef<[u8]>>(
+    jsons: impl Iterator<Item = Result<(String, B), ArchiveError>>,
     layers: &[LayerFile],
+    limits: &Limits,
 ) -> Result<MadeManifest, ArchiveError> {
     let diff_ids = layers.iter().map(|l| &l.content.diff_id).collect();
-    let config = made_config(jsons, diff_ids)?;
+    let config = made_config(jsons, diff_ids, limits)?;
     let (manifest, bytes) = made_manifest(&config, layers.iter().map(|l| (&l.digest, l.size)))?;
     Ok(MadeManifest {
         manifest,

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    ArchiveError, Rejection, UploadKind,
+    ArchiveError, Limits, Rejection, UploadKind,
     docker::{REPOSITORIES, read_repositories, store_manifest, tag_v1},
+    index::too_large,
     json,
     layer::{GzipLayer, Session},
     names::Repositories,
@@ -65,6 +66,9 @@ pub(crate) fn import(session: &mut Session<'_>, out: &mut Output) -> Result<(), 
     }
     Ok(())
 }
+
+/// The JSONs of one image's line may be so many times as large as a config.
+const MOST_JSONS: u64 = 8;
 
 /// What of a v1 image's JSON goes into a config.
 #[derive(Deserialize)]
@@ -130,24 +134,23 @@ fn config_of(
     line: &[&ImageId],
     layers: &[GzipLayer],
 ) -> Result<Vec<u8>, ArchiveError> {
-    let read = |id: &&ImageId| {
+    let limits = &session.options.limits;
+    let jsons = line.iter().rev().map(|id| {
         let file = v1::json_file(id);
         let place = session.index.require(&file)?;
-        let bytes = session
-            .index
-            .bytes(&file, place, session.options.limits.metadata_bytes)?;
-        Ok::<_, ArchiveError>((file, bytes))
-    };
-    let jsons: Vec<_> = line.iter().rev().map(read).collect::<Result<_, _>>()?;
-    let diff_ids: Vec<&Digest> = layers.iter().filter_map(|layer| layer.diff_id.as_ref()).collect();
-    made_config(&jsons, diff_ids)
+        let bytes = session.index.bytes(&file, place, limits.metadata_bytes)?;
+        Ok((file, bytes))
+    });
+    let diff_ids = layers.iter().filter_map(|layer| layer.diff_id.as_ref()).collect();
+    made_config(jsons, diff_ids, limits)
 }
 
 /// Makes the config of a line of v1 images: their JSONs, each with its name, and the digests of their layers, base
-/// first.
-pub(crate) fn made_config(
-    jsons: &[(String, impl AsRef<[u8]>)],
+/// first. One JSON is held at a time.
+pub(crate) fn made_config<B: AsRef<[u8]>>(
+    jsons: impl Iterator<Item = Result<(String, B), ArchiveError>>,
     diff_ids: Vec<&Digest>,
+    limits: &Limits,
 ) -> Result<Vec<u8>, ArchiveError> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -155,9 +158,20 @@ pub(crate) fn made_config(
         #[serde(default)]
         cmd: Option<Vec<String>>,
     }
-    let mut history = Vec::with_capacity(jsons.len());
-    for (file, bytes) in jsons {
-        let fields: V1Fields<'_> = json::parse(file, bytes.as_ref())?;
+    let (mut history, mut last, mut total) = (Vec::new(), None, 0);
+    for json in jsons {
+        let (file, bytes) = json?;
+        let fields: V1Fields<'_> = json::parse(&file, bytes.as_ref())?;
+        // What of it is kept is no more than all of it.
+        total += bytes.as_ref().len() as u64;
+        if total > MOST_JSONS * limits.config_bytes {
+            return Err(too_large(
+                &file,
+                total,
+                MOST_JSONS * limits.config_bytes,
+                "bytes of JSON of one image",
+            ));
+        }
         let command = fields
             .container_config
             .and_then(|c| serde_json::from_str::<Command>(c.get()).ok());
@@ -167,11 +181,12 @@ pub(crate) fn made_config(
             created_by: command.and_then(|c| c.cmd).unwrap_or_default().join(" "),
             comment: fields.comment.filter(|text| !text.is_empty()),
         });
+        last = Some((file, bytes));
     }
-    let (file, bytes) = jsons.last().ok_or_else(|| Rejection::NoImages {
+    let (file, bytes) = last.ok_or_else(|| Rejection::NoImages {
         reason: "it has no layer".to_owned(),
     })?;
-    let top: V1Fields<'_> = json::parse(file, bytes.as_ref())?;
+    let top: V1Fields<'_> = json::parse(&file, bytes.as_ref())?;
     json::bytes(
         "config",
         &MadeConfig {

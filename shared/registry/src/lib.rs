@@ -28,6 +28,6 @@ pub use manifests::{FetchedManifest, InvalidReference, ManifestHead, Reference, 
 pub use options::{ClientOptions, ProxyOptions, Retries, Tls};
 pub use pull::{BlobRef, BlobSink, Discard, PullReport, PullVisitor, VisitError};
 pub use referrers::Referrer;
-pub use v1::{V1Json, V1Layer, V1Repository};
+pub use v1::{V1Checksums, V1Json, V1Layer, V1Repository};
 
 type Result<T, E = RegistryError> = std::result::Result<T, E>;

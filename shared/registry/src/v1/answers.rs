@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use pulp_model::{Digest, TagName, unit::ImageId};
+use pulp_model::{Algorithm, Digest, TagName, digest::Hasher, unit::ImageId};
 use reqwest::header::HeaderMap;
 use serde::Deserialize;
 
@@ -27,9 +27,35 @@ pub struct V1Json {
     pub size: Option<i64>,
     /// Bytes of the layer as it will come, where the registry tells. For people: it is not held to it.
     pub layer_bytes: Option<u64>,
-    /// What the registry tells of the layer in `X-Docker-Checksum-Payload`: digests, of which one must be that of this
-    /// JSON, a line feed and the layer as it comes. Empty where it tells none that can be computed.
-    pub payload: Vec<Digest>,
+    /// What its layer is held to.
+    pub checksums: V1Checksums,
+}
+
+/// What a registry tells of a layer in `X-Docker-Checksum-Payload`: digests, of which one must be that of the image's
+/// JSON, a line feed and the layer as it comes. Most tell none that can be computed.
+#[derive(Clone, Default)]
+pub struct V1Checksums {
+    pub(super) told: Vec<Digest>,
+    /// With the JSON and the line feed in it; none if nothing was told.
+    pub(super) hasher: Option<Hasher>,
+}
+
+impl std::fmt::Debug for V1Checksums {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(&self.told).finish()
+    }
+}
+
+impl V1Checksums {
+    fn new(told: Vec<Digest>, json: &[u8]) -> Self {
+        let hasher = (!told.is_empty()).then(|| {
+            let mut hasher = Algorithm::Sha256.hasher();
+            hasher.update(json);
+            hasher.update(b"\n");
+            hasher
+        });
+        Self { told, hasher }
+    }
 }
 
 impl V1Json {
@@ -69,7 +95,10 @@ impl V1Json {
             parent,
             size: fields.size.as_ref().and_then(serde_json::Value::as_i64),
             layer_bytes: text("x-docker-size").and_then(|n| n.trim().parse().ok()),
-            payload: text("x-docker-checksum-payload").map(payload).unwrap_or_default(),
+            checksums: V1Checksums::new(
+                text("x-docker-checksum-payload").map(payload).unwrap_or_default(),
+                body,
+            ),
         })
     }
 }

@@ -126,13 +126,9 @@ mod tests {
             "x y",
             ":",
             "a:99999",
-            "..",
         ] {
             let lines = [("x-docker-endpoints", bad)];
-            assert!(
-                read("https://i.example/", &lines).is_err() || bad == "..",
-                "{bad}"
-            );
+            assert!(read("https://i.example/", &lines).is_err(), "{bad}");
         }
         let lines = [("x-docker-endpoints", "x/../y, good.example")];
         assert_eq!(urls("https://i.example/", &lines), ["https://good.example/"]);

@@ -4,11 +4,11 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use pulp_model::{Algorithm, Digest, digest::Hasher};
+use pulp_model::digest::Hasher;
 use reqwest::Response;
 use url::Url;
 
-use super::V1Json;
+use super::V1Checksums;
 use crate::{Client, RegistryError, Result, blobs::SLOW_BYTES, error::chain};
 
 /// A layer on its way. One that breaks off is not taken up behind its break: without a digest nobody could tell that
@@ -19,27 +19,19 @@ pub struct V1Layer {
     response: Response,
     expected: Option<u64>,
     received: u64,
-    payload: Vec<Digest>,
-    hasher: Option<Hasher>,
+    checksums: V1Checksums,
     pace: (Instant, u64),
 }
 
 impl V1Layer {
-    pub(super) fn new(client: Client, url: Url, response: Response, json: &V1Json) -> Self {
-        let hasher = (!json.payload.is_empty()).then(|| {
-            let mut hasher = Algorithm::Sha256.hasher();
-            hasher.update(&json.bytes);
-            hasher.update(b"\n");
-            hasher
-        });
+    pub(super) fn new(client: Client, url: Url, response: Response, checksums: &V1Checksums) -> Self {
         Self {
             client,
             url,
             expected: response.content_length(),
             response,
             received: 0,
-            payload: json.payload.clone(),
-            hasher,
+            checksums: checksums.clone(),
             pace: (Instant::now(), 0),
         }
     }
@@ -62,7 +54,7 @@ impl V1Layer {
                         return Err(self.interrupted("hardly anything came any more".to_owned()));
                     }
                 }
-                if let Some(hasher) = &mut self.hasher {
+                if let Some(hasher) = &mut self.checksums.hasher {
                     hasher.update(&bytes);
                 }
                 Ok(Some(bytes))
@@ -76,11 +68,12 @@ impl V1Layer {
     }
 
     fn end(&mut self) -> Result<Option<Bytes>> {
-        let Some(got) = self.hasher.take().map(Hasher::finish) else {
+        let Some(got) = self.checksums.hasher.take().map(Hasher::finish) else {
             return Ok(None);
         };
-        match self.payload.first() {
-            Some(expected) if !self.payload.contains(&got) => Err(RegistryError::Mismatch {
+        let told = &self.checksums.told;
+        match told.first() {
+            Some(expected) if !told.contains(&got) => Err(RegistryError::Mismatch {
                 url: self.url.to_string(),
                 expected: expected.clone(),
                 got,

@@ -3,7 +3,7 @@
 //!
 //! Nothing in this API is a digest, so less can be checked than of version 2: that an answer is what its form promises,
 //! that an image says to be the one asked for, that a layer came to its end. What a registry tells about a layer beyond
-//! that ([`V1Json::payload`]) is checked where it tells.
+//! that ([`V1Checksums`]) is checked where it tells.
 //!
 //! The password goes to the index alone; endpoints that it names get the token, and the token goes to nobody else.
 //!
@@ -30,10 +30,13 @@ use reqwest::{
 use tokio::sync::Mutex as AsyncMutex;
 use url::Url;
 
-pub use self::{answers::V1Json, layer::V1Layer};
 use self::{
     answers::{MAX_ANCESTRY, MAX_JSON, MAX_LIST},
     endpoints::Index,
+};
+pub use self::{
+    answers::{V1Checksums, V1Json},
+    layer::V1Layer,
 };
 use crate::{
     Client, RegistryError, Result,
@@ -220,7 +223,7 @@ impl V1Repository {
     }
 
     /// Begins to fetch an image's layer.
-    pub async fn layer(&self, id: &ImageId, json: &V1Json) -> Result<V1Layer> {
+    pub async fn layer(&self, id: &ImageId, checksums: &V1Checksums) -> Result<V1Layer> {
         let path = format!("v1/images/{id}/layer");
         let mut failures = Failures::none();
         loop {
@@ -230,7 +233,9 @@ impl V1Repository {
                 })
                 .await
             {
-                Ok((url, response)) => return Ok(V1Layer::new(self.client.clone(), url, response, json)),
+                Ok((url, response)) => {
+                    return Ok(V1Layer::new(self.client.clone(), url, response, checksums));
+                }
                 Err(error) => self.client.pause(&mut failures, error).await?,
             }
         }
