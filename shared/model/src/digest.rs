@@ -67,6 +67,21 @@ impl Digest {
         format!("sha256:{hex}").parse()
     }
 
+    /// The digest whose SHA-256 these bytes are.
+    pub fn of_sha256(hash: &[u8; 32]) -> Self {
+        Self::of_hash(Algorithm::Sha256, hash)
+    }
+
+    /// The digest whose SHA-512 these bytes are.
+    pub fn of_sha512(hash: &[u8; 64]) -> Self {
+        Self::of_hash(Algorithm::Sha512, hash)
+    }
+
+    fn of_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
+        let hex = hex::encode(hash).into();
+        Self { algorithm, hex }
+    }
+
     /// The algorithm before the colon.
     pub const fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -122,7 +137,8 @@ impl fmt::Debug for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        // In one piece: files of a publication have tens of thousands of them.
+        serializer.serialize_str(&[self.algorithm.as_str(), ":", &self.hex].concat())
     }
 }
 
@@ -166,14 +182,8 @@ impl Hasher {
     /// The digest of all bytes seen.
     pub fn finish(self) -> Digest {
         match self.0 {
-            State::Sha256(h) => Digest {
-                algorithm: Algorithm::Sha256,
-                hex: hex::encode(h.finalize()).into(),
-            },
-            State::Sha512(h) => Digest {
-                algorithm: Algorithm::Sha512,
-                hex: hex::encode(h.finalize()).into(),
-            },
+            State::Sha256(h) => Digest::of_hash(Algorithm::Sha256, &h.finalize()),
+            State::Sha512(h) => Digest::of_hash(Algorithm::Sha512, &h.finalize()),
         }
     }
 }

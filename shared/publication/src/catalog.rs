@@ -33,17 +33,33 @@ pub(crate) struct Catalog {
     pub(crate) v1_tags: BTreeMap<String, ImageId>,
 }
 
-/// A link in a published tree, named as it lies there.
+/// A link in a published tree, named as it lies there. Sorted as an index file has them, so that its lists need no
+/// more than to be looked through.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Entry<'a> {
     /// `web/<image id>/{ancestry,json,layer}`
     Image(&'a ImageId),
     /// `blobs/<digest>`
     Blob(&'a Digest),
-    /// `manifests/<folder>/<digest>`
-    Manifest(&'static str, &'a Digest),
-    /// `manifests/<folder>/<tag>`
-    Tag(&'static str, &'a str, &'a Digest),
+    /// `manifests/<folder>/<digest>`: digest and folder
+    Manifest(&'a Digest, &'static str),
+    /// `manifests/<folder>/<tag>`: tag, folder, and what it names
+    Tag(&'a str, &'static str, &'a Digest),
+}
+
+impl Entry<'_> {
+    /// The directory that it lies in, below its tree.
+    pub(crate) fn directory(&self) -> &'static str {
+        match self {
+            Self::Image(_) => "web",
+            Self::Blob(_) => "blobs",
+            Self::Manifest(_, folder) | Self::Tag(_, folder, _) => match *folder {
+                "1" => "manifests/1",
+                "list" => "manifests/list",
+                _ => "manifests/2",
+            },
+        }
+    }
 }
 
 impl Catalog {
@@ -62,7 +78,7 @@ impl Catalog {
     pub(crate) fn v2_content(&self) -> Vec<Entry<'_>> {
         let blobs = self.index.blobs.iter().map(|b| Entry::Blob(&b.digest));
         let manifests = self.index.manifests.iter();
-        let manifests = manifests.map(|m| Entry::Manifest(m.folder(), &m.digest));
+        let manifests = manifests.map(|m| Entry::Manifest(&m.digest, m.folder()));
         sorted(blobs.chain(manifests).collect())
     }
 
@@ -71,7 +87,7 @@ impl Catalog {
         let tags = self.index.tags.iter().flat_map(|(name, variants)| {
             variants.iter().map(move |v| {
                 let folder = manifest_folder(v.kind, v.schema_version);
-                Entry::Tag(folder, name.as_str(), &v.digest)
+                Entry::Tag(name.as_str(), folder, &v.digest)
             })
         });
         sorted(tags.collect())

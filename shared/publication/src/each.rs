@@ -29,7 +29,11 @@ pub(crate) fn each<T: Sync, R: Send>(items: &[T], run: impl Fn(&T) -> R + Sync) 
     results
 }
 
-fn at_once<T: Sync, R: Send>(items: &[T], run: &(impl Fn(&T) -> R + Sync)) -> Vec<R> {
+/// Does `run` to each item, many at once; results in the order of the items.
+pub(crate) fn at_once<T: Sync, R: Send>(items: &[T], run: &(impl Fn(&T) -> R + Sync)) -> Vec<R> {
+    if items.len() < 2 {
+        return items.iter().map(run).collect();
+    }
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();

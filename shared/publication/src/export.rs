@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use pulp_model::Digest;
+use serde::Serialize;
 
 use crate::{
     Publication, PublicationError, PublicationId, Root,
@@ -48,10 +49,8 @@ impl Root {
         // Which publication it is stands in the index alone, which an export has not.
         let catalog = Catalog::of(publication, &PublicationId::new());
         let files = NewFiles::of(contents.clone());
-        let bytes =
-            |made| Ok::<_, PublicationError>(EntrySource::Bytes(crate::tree::json(self.path(), made)?));
 
-        let mut entries = vec![(format!("{repo}.json"), bytes(redirect::v1_file(&catalog))?)];
+        let mut entries = vec![(format!("{repo}.json"), json(&redirect::v1_file(&catalog))?)];
         for image in &contents.images {
             let files = [
                 ("ancestry", &image.ancestry),
@@ -62,7 +61,7 @@ impl Root {
                 entries.push((format!("{repo}/{}/{name}", image.image_id), file(path)?));
             }
         }
-        entries.push((format!("v2/{repo}.json"), bytes(redirect::v4_file(&catalog))?));
+        entries.push((format!("v2/{repo}.json"), json(&redirect::v4_file(&catalog))?));
         let named: BTreeMap<String, &Digest> = catalog
             .v2_content()
             .into_iter()
@@ -70,8 +69,8 @@ impl Root {
             .filter_map(|entry| match entry {
                 Entry::Image(_) => None,
                 Entry::Blob(digest) => Some((format!("blobs/{digest}"), digest)),
-                Entry::Manifest(folder, digest) => Some((format!("manifests/{folder}/{digest}"), digest)),
-                Entry::Tag(folder, tag, digest) => Some((format!("manifests/{folder}/{tag}"), digest)),
+                Entry::Manifest(digest, folder) => Some((format!("manifests/{folder}/{digest}"), digest)),
+                Entry::Tag(tag, folder, digest) => Some((format!("manifests/{folder}/{tag}"), digest)),
             })
             .collect();
         for (name, digest) in named {
@@ -81,10 +80,16 @@ impl Root {
         }
         entries.push((
             format!("v2/{repo}/tags/list"),
-            bytes(redirect::tags_list(&catalog))?,
+            json(&redirect::tags_list(&catalog))?,
         ));
         Ok(entries)
     }
+}
+
+fn json(value: &impl Serialize) -> Result<EntrySource, PublicationError> {
+    let made = serde_json::to_vec(value);
+    let bytes = made.map_err(|e| PublicationError::io("make a file of", "the export")(e.into()))?;
+    Ok(EntrySource::Bytes(bytes))
 }
 
 fn file(path: &std::path::Path) -> Result<EntrySource, PublicationError> {

@@ -1,15 +1,15 @@
-//! File operations that last: what they made is on disk when they return.
+//! File operations. What they made lasts once it is synced, which for much of it is done at once.
 
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{ErrorKind, Write as _},
+    io::{BufWriter, ErrorKind, Write},
     os::unix::fs::symlink,
     path::{Component, Path, PathBuf},
     time::SystemTime,
 };
 
-use crate::PublicationError;
+use crate::{PublicationError, each::at_once};
 
 type Result<T> = std::result::Result<T, PublicationError>;
 
@@ -26,7 +26,7 @@ pub(crate) fn create_dir_all(path: &Path) -> Result<()> {
         } else {
             parent
         };
-        sync_dir(parent)?;
+        sync(parent)?;
     }
     Ok(())
 }
@@ -36,22 +36,36 @@ pub(crate) fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir(path).map_err(PublicationError::io("create the directory", path))
 }
 
-/// Makes the entries of a directory durable.
-pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+/// Makes the entries of a directory durable, or the content of a file.
+pub(crate) fn sync(path: &Path) -> Result<()> {
     let sync = || File::open(path)?.sync_all();
-    sync().map_err(PublicationError::io("sync the directory", path))
+    sync().map_err(PublicationError::io("sync", path))
 }
 
-/// Makes the entries of some directories durable. Where they are many, all that is on their volume is: that is one
-/// wait instead of many.
-pub(crate) fn sync_dirs(paths: &[PathBuf]) -> Result<()> {
-    const MANY: usize = 16;
-    match paths.last() {
-        Some(last) if paths.len() > MANY => {
-            let sync = || Ok(rustix::fs::syncfs(File::open(last)?)?);
-            sync().map_err(PublicationError::io("sync the volume of", last))
+/// What was made and is not on the disk yet.
+#[derive(Debug, Default)]
+pub(crate) struct Unsynced(Vec<PathBuf>);
+
+impl Unsynced {
+    pub(crate) fn add(&mut self, path: impl Into<PathBuf>) {
+        self.0.push(path.into());
+    }
+
+    /// Puts all of it on the disk. Syncs that wait at the same time wait for the same write of the volume's journal;
+    /// where they would be many, all that is on the volume is synced by one.
+    pub(crate) fn sync(mut self) -> Result<()> {
+        const MANY: usize = 32;
+        self.0.sort_unstable();
+        self.0.dedup();
+        match self.0.last() {
+            Some(last) if self.0.len() > MANY => {
+                let sync = || Ok(rustix::fs::syncfs(File::open(last)?)?);
+                sync().map_err(PublicationError::io("sync the volume of", last))
+            }
+            _ => at_once(&self.0, &|path: &PathBuf| sync(path))
+                .into_iter()
+                .collect(),
         }
-        _ => paths.iter().try_for_each(|path| sync_dir(path)),
     }
 }
 
@@ -74,15 +88,17 @@ pub(crate) fn rename_if_there(from: &Path, to: &Path) -> Result<bool> {
     }
 }
 
-/// Writes a file anew, whatever of that name is there, and syncs it. An open one is not touched.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file anew, whatever of that name is there. An open one is not touched. It is to be synced.
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    const BUFFER: usize = 256 * 1024;
     remove_file(path)?;
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
+    let written = || {
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        let mut file = BufWriter::with_capacity(BUFFER, file);
+        write(&mut file)?;
+        file.flush()
     };
-    write().map_err(PublicationError::io("write the file", path))
+    written().map_err(PublicationError::io("write the file", path))
 }
 
 pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {

@@ -317,8 +317,8 @@ fn common<'a>(catalog: &'a Catalog, version: u8, url: &'a str) -> Common<'a> {
 }
 
 /// The redirect file of the v1 content, version 1.
-pub(crate) fn v1_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json::to_vec(&V1File {
+pub(crate) fn v1_file(catalog: &Catalog) -> impl Serialize {
+    V1File {
         common: common(catalog, 1, &catalog.v1_url),
         images: catalog
             .images
@@ -330,11 +330,11 @@ pub(crate) fn v1_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
             .iter()
             .map(|(tag, id)| (tag.as_str(), id.as_str()))
             .collect(),
-    })
+    }
 }
 
 /// The redirect file of the v2 content, version 4.
-pub(crate) fn v4_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn v4_file(catalog: &Catalog) -> impl Serialize {
     let index = &catalog.index;
     let tags = || {
         index
@@ -362,23 +362,23 @@ pub(crate) fn v4_file(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
         let schema_version = index.manifest(member).map_or(2, |m| m.schema_version);
         Some((name, (member.to_string(), schema_version)))
     });
-    serde_json::to_vec(&V4File {
+    V4File {
         common: common(catalog, 4, &index.url),
         schema2_data: of_kind(ManifestKind::Image),
         manifest_list_data: of_kind(ManifestKind::List),
         manifest_list_amd64_tags: amd64.collect(),
-    })
+    }
 }
 
 /// The file `tags/list`: the registry id and the sorted names of the v2 tags.
-pub(crate) fn tags_list(catalog: &Catalog) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn tags_list(catalog: &Catalog) -> impl Serialize {
     #[derive(Serialize)]
     struct TagsList<'a> {
         name: &'a str,
         tags: Vec<&'a str>,
     }
-    serde_json::to_vec(&TagsList {
+    TagsList {
         name: catalog.index.registry_id.as_str(),
         tags: catalog.index.tags.keys().map(TagName::as_str).collect(),
-    })
+    }
 }

@@ -199,13 +199,13 @@ impl Root {
         for api in Api::ALL {
             let app = self.app_dir(api);
             if disk::remove_file(&app.join(format!("{repo}.json")))? {
-                disk::sync_dir(&app)?;
+                disk::sync(&app)?;
             }
         }
         for api in Api::ALL {
             let web = self.web_dir(api);
             if disk::remove_file(&web.join(repo.as_str()))? {
-                disk::sync_dir(&web)?;
+                disk::sync(&web)?;
             }
         }
         for api in Api::ALL {

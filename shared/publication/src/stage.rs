@@ -11,7 +11,7 @@ use pulp_model::RepositoryId;
 use crate::{
     Changed, Publication, PublicationError, PublicationId, Published,
     catalog::{Catalog, NewFiles},
-    fs as disk,
+    fs::{self as disk, Unsynced},
     root::{Api, Root, attempt_name, private_tree, temporary_link},
     tree::{self, Origin},
 };
@@ -58,9 +58,12 @@ impl Root {
         } = changed;
         catalog.index.publication = *id;
         let staged = self.begin(&catalog.index.repository, id, attempt)?;
-        let old = staged.take_drained(drained, &base);
+        let taken = staged.take_drained(drained, &base);
         let origin = Origin {
-            old: old.as_ref(),
+            old: taken.as_ref().map(|taken| match taken {
+                Taken::CopyOfBase => &base.catalog,
+                Taken::Other(old) => &old.catalog,
+            }),
             base: Some(&base),
             files: &files,
         };
@@ -139,26 +142,32 @@ const SPARE: &str = "spare-";
 /// Links and directories from which on a publication has a spare copy: less are made in the time of a few syncs.
 const WORTH_A_SPARE: usize = 1_000;
 
+/// A tree that was taken to be made into the next one: what it holds.
+enum Taken {
+    /// What the publication holds that is changed, which is known already.
+    CopyOfBase,
+    /// What it says itself.
+    Other(Box<Published>),
+}
+
 impl Staged {
     /// Takes a tree that nobody reads any more under this attempt's own names. A tree that can't be used is no
     /// fault: what is under the private names then goes, and all is made anew.
-    fn take_drained(&self, drained: Duration, base: &Published) -> Option<Published> {
+    fn take_drained(&self, drained: Duration, base: &Published) -> Option<Taken> {
         let (repo, root) = (&self.repository, &self.root);
         let latest = root.drained(Api::V2, repo, drained).ok()?.into_iter().next()?;
         let v1 = root.master(Api::V1, repo).join(&latest);
         let take = || {
             if !root.drained(Api::V1, repo, drained)?.contains(&latest) {
-                return Ok(None);
+                return Ok::<_, PublicationError>(None);
             }
             disk::rename(&root.master(Api::V2, repo).join(&latest), &self.v2)?;
             disk::rename(&v1, &self.v1)?;
-            let (v1, v2) = (self.v1.clone(), self.v2.clone());
             if latest.starts_with(&format!("{}.{SPARE}", base.id())) {
-                // It holds what is known already.
-                let catalog = base.catalog.clone();
-                return Ok(Some(Published { v1, v2, catalog }));
+                return Ok(Some(Taken::CopyOfBase));
             }
-            Published::read(repo, v1, v2).map(Some)
+            let old = Published::read(repo, self.v1.clone(), self.v2.clone())?;
+            Ok(Some(Taken::Other(Box::new(old))))
         };
         match take() {
             Ok(Some(tree)) => Some(tree),
@@ -171,8 +180,8 @@ impl Staged {
         }
     }
 
-    /// Makes this the repository's publication: v2 before v1, and in each the files before the redirect file, so
-    /// that a redirect file never names files that are not there. Call it within the fence.
+    /// Makes this the repository's publication: the trees, the links to files, then the redirect files, so that a
+    /// redirect file never names files that are not there; v2 before v1. Call it within the fence.
     pub fn switch(self) -> Result<()> {
         // Prepare first what may fail for want of space; then only renames are left.
         for api in Api::ALL {
@@ -186,17 +195,26 @@ impl Staged {
                 }
             }
         }
-        for (api, built) in [(Api::V2, &self.v2), (Api::V1, &self.v1)] {
-            let name = self.place(api, built)?;
-            self.point(api, &name)?;
-        }
+        // Each is on the disk before the next, which names it; that of both APIs at once.
+        let mut unsynced = Unsynced::default();
+        let v2 = self.place(Api::V2, &self.v2, &mut unsynced)?;
+        let v1 = self.place(Api::V1, &self.v1, &mut unsynced)?;
+        unsynced.sync()?;
+        let mut unsynced = Unsynced::default();
+        self.point_web(Api::V2, &v2, &mut unsynced)?;
+        self.point_web(Api::V1, &v1, &mut unsynced)?;
+        unsynced.sync()?;
+        let mut unsynced = Unsynced::default();
+        self.point_app(Api::V2, &v2, &mut unsynced)?;
+        self.point_app(Api::V1, &v1, &mut unsynced)?;
+        unsynced.sync()?;
         tracing::info!(repository = %self.repository, publication = %self.id, "published");
         Ok(())
     }
 
     /// Renames a built tree to its final name and returns that. A tree of this name is there if an earlier attempt
     /// at the same publication got this far; it may be the published one, so it is left alone.
-    fn place(&self, api: Api, built: &Path) -> Result<String> {
+    fn place(&self, api: Api, built: &Path, unsynced: &mut Unsynced) -> Result<String> {
         let master = self.root.master(api, &self.repository);
         let plain = self.id.to_string();
         let name = if master.join(&plain).exists() {
@@ -206,28 +224,44 @@ impl Staged {
         };
         let place = master.join(&name);
         fs::rename(built, &place).map_err(PublicationError::io("rename to", place))?;
-        disk::sync_dir(&master)?;
+        unsynced.add(master);
         Ok(name)
     }
 
-    fn point(&self, api: Api, name: &str) -> Result<()> {
-        let (repo, attempt) = (&self.repository, &self.attempt);
-        let target = Path::new("..").join("master").join(repo.as_str()).join(name);
-        let web_target = match api {
-            Api::V1 => target.join("web"),
-            Api::V2 => target.clone(),
-        };
-        let app_target = target.join(format!("{repo}.json"));
-        let (web, app) = (self.root.web_dir(api), self.root.app_dir(api));
-        let temporary = temporary_link(repo, attempt);
-        disk::switch_link(&web_target, &web.join(repo.as_str()), &web.join(&temporary))?;
-        disk::sync_dir(&web)?;
-        disk::switch_link(
-            &app_target,
-            &app.join(format!("{repo}.json")),
-            &app.join(&temporary),
-        )?;
-        disk::sync_dir(&app)
+    /// A tree, as links beside `master` name it.
+    fn tree_link(&self, name: &str) -> PathBuf {
+        Path::new("..")
+            .join("master")
+            .join(self.repository.as_str())
+            .join(name)
+    }
+
+    /// Points the link to the files at a tree.
+    fn point_web(&self, api: Api, name: &str, unsynced: &mut Unsynced) -> Result<()> {
+        let mut target = self.tree_link(name);
+        if api == Api::V1 {
+            target.push("web");
+        }
+        self.point(
+            &target,
+            self.root.web_dir(api),
+            self.repository.as_str(),
+            unsynced,
+        )
+    }
+
+    /// Points the link to the redirect file at a tree's.
+    fn point_app(&self, api: Api, name: &str, unsynced: &mut Unsynced) -> Result<()> {
+        let file = format!("{}.json", self.repository);
+        let target = self.tree_link(name).join(&file);
+        self.point(&target, self.root.app_dir(api), &file, unsynced)
+    }
+
+    fn point(&self, target: &Path, dir: PathBuf, link: &str, unsynced: &mut Unsynced) -> Result<()> {
+        let temporary = temporary_link(&self.repository, &self.attempt);
+        disk::switch_link(target, &dir.join(link), &dir.join(temporary))?;
+        unsynced.add(dir);
+        Ok(())
     }
 }
 

@@ -136,8 +136,8 @@ fn what_is_written_reads_back() {
     contents.protected = true;
     let publication = Publication::new(contents).unwrap();
     let catalog = Catalog::of(&publication, &PublicationId::new());
-    let v1 = Redirect::parse(&redirect::v1_file(&catalog).unwrap()).unwrap();
-    let v4 = Redirect::parse(&redirect::v4_file(&catalog).unwrap()).unwrap();
+    let v1 = Redirect::parse(&serde_json::to_vec(&redirect::v1_file(&catalog)).unwrap()).unwrap();
+    let v4 = Redirect::parse(&serde_json::to_vec(&redirect::v4_file(&catalog)).unwrap()).unwrap();
     assert!(v1.protected && v4.protected);
     assert!(matches!(v1.content, Content::V1 { images, tags } if images.len() == 1 && tags.len() == 1));
     assert!(

@@ -6,15 +6,18 @@ use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
     sync::Mutex,
+    thread::{self, ScopedJoinHandle},
 };
 
 use pulp_model::Digest;
+use serde::Serialize;
 
 use crate::{
     INDEX_FILE, PublicationError, Published,
     catalog::{Catalog, Entry, NewFiles, differences},
     each::each,
-    fs as disk, redirect,
+    fs::{self as disk, Unsynced},
+    redirect,
 };
 
 type Result<T> = std::result::Result<T, PublicationError>;
@@ -24,8 +27,8 @@ const IMAGE_FILES: [&str; 3] = ["ancestry", "json", "layer"];
 
 /// Where the links of a tree come from.
 pub(crate) struct Origin<'a> {
-    /// An old publication that lies at the place of the tree that is built, to be made into it.
-    pub(crate) old: Option<&'a Published>,
+    /// What an old publication holds that lies at the place of the tree that is built, to be made into it.
+    pub(crate) old: Option<&'a Catalog>,
     /// A publication to copy links from.
     pub(crate) base: Option<&'a Published>,
     /// Content that is in neither.
@@ -42,52 +45,88 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Builds both trees, durable.
+/// Builds both trees, durable. Their large files are written beside the links, and all is put on the disk together.
 pub(crate) fn build(v1: &Path, v2: &Path, catalog: &Catalog, origin: &Origin<'_>) -> Result<()> {
-    build_v1(v1, catalog, origin)?;
-    build_v2(v2, catalog, origin)
+    if origin.old.is_none() {
+        make_directories(v1, &V1_DIRECTORIES)?;
+        make_directories(v2, &V2_DIRECTORIES)?;
+    }
+    let redirect_file = format!("{}.json", catalog.index.repository);
+    let mut unsynced = Unsynced::default();
+    thread::scope(|scope| {
+        let index = scope.spawn(|| write(&v2.join(INDEX_FILE), &catalog.index));
+        let redirects = scope.spawn(|| {
+            write(&v2.join(TAGS_LIST), &redirect::tags_list(catalog))?;
+            write(&v2.join(&redirect_file), &redirect::v4_file(catalog))?;
+            write(&v1.join(&redirect_file), &redirect::v1_file(catalog))
+        });
+        let links = link_v1(v1, catalog, origin, &mut unsynced)
+            .and_then(|()| link_v2(v2, catalog, origin, &mut unsynced));
+        // Nobody writes any more when this returns, whatever came of it.
+        let (index, redirects) = (joined(index), joined(redirects));
+        links.and(index).and(redirects)
+    })?;
+    for file in [INDEX_FILE, TAGS_LIST, &redirect_file] {
+        unsynced.add(v2.join(file));
+    }
+    unsynced.add(v1.join(&redirect_file));
+    for changed in [v1.to_owned(), v2.to_owned(), v2.join("tags")] {
+        unsynced.add(changed);
+    }
+    unsynced.sync()
 }
 
-fn build_v1(tree: &Path, catalog: &Catalog, origin: &Origin<'_>) -> Result<()> {
-    let old = origin.old.map(|old| old.catalog.v1_content()).unwrap_or_default();
+const TAGS_LIST: &str = "tags/list";
+
+/// Made even for an empty repository, or the link to the v1 one would dangle.
+const V1_DIRECTORIES: [&str; 2] = ["", "web"];
+const V2_DIRECTORIES: [&str; 7] = [
+    "",
+    "blobs",
+    "manifests",
+    "manifests/1",
+    "manifests/2",
+    "manifests/list",
+    "tags",
+];
+
+fn make_directories(tree: &Path, names: &[&str]) -> Result<()> {
+    names
+        .iter()
+        .try_for_each(|name| disk::create_dir(&tree.join(name)))
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<()> {
+    disk::replace(path, |file| Ok(serde_json::to_writer(file, value)?))
+}
+
+fn joined(thread: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn link_v1(tree: &Path, catalog: &Catalog, origin: &Origin<'_>, unsynced: &mut Unsynced) -> Result<()> {
+    let old = origin.old.map(Catalog::v1_content).unwrap_or_default();
     let links = Links::new(tree, origin.base.map(|b| b.v1.as_path()), origin.files);
-    let web = tree.join("web");
-    if origin.old.is_none() {
-        disk::create_dir(tree)?;
-        // Made even for an empty repository, or the link to it would dangle.
-        disk::create_dir(&web)?;
-    }
     let (gone, come) = differences(old, catalog.v1_content());
     done(each(&gone, |entry| {
         disk::remove_tree(&links.place(entry)).map(drop)
     }))?;
     done(each(&come, |entry| links.make(entry)))?;
-    let file = format!("{}.json", catalog.index.repository);
-    disk::replace(&tree.join(file), &json(tree, redirect::v1_file(catalog))?)?;
-
-    let mut dirs: Vec<PathBuf> = come.iter().map(|entry| links.place(entry)).collect();
-    dirs.extend([web, tree.to_owned()]);
-    disk::sync_dirs(&dirs)
+    for entry in &come {
+        unsynced.add(links.place(entry));
+    }
+    if origin.old.is_none() || !gone.is_empty() || !come.is_empty() {
+        unsynced.add(tree.join("web"));
+    }
+    Ok(())
 }
 
-fn build_v2(tree: &Path, catalog: &Catalog, origin: &Origin<'_>) -> Result<()> {
+fn link_v2(tree: &Path, catalog: &Catalog, origin: &Origin<'_>, unsynced: &mut Unsynced) -> Result<()> {
     let links = Links::new(tree, origin.base.map(|b| b.v2.as_path()), origin.files);
-    let subdirectories = [
-        "blobs",
-        "manifests",
-        "manifests/1",
-        "manifests/2",
-        "manifests/list",
-        "tags",
-    ];
-    if origin.old.is_none() {
-        disk::create_dir(tree)?;
-        for name in subdirectories {
-            disk::create_dir(&tree.join(name))?;
-        }
-    }
     let (old_content, old_tags) = match origin.old {
-        Some(old) => (old.catalog.v2_content(), old.catalog.v2_tags()),
+        Some(old) => (old.v2_content(), old.v2_tags()),
         None => (Vec::new(), Vec::new()),
     };
     let (gone, come) = differences(old_content, catalog.v2_content());
@@ -102,25 +141,18 @@ fn build_v2(tree: &Path, catalog: &Catalog, origin: &Origin<'_>) -> Result<()> {
     done(each(&come, |entry| links.make(entry)))?;
     done(each(&come_tags, |entry| links.make(entry)))?;
 
-    let file = format!("{}.json", catalog.index.repository);
-    disk::replace(
-        &tree.join("tags/list"),
-        &json(tree, redirect::tags_list(catalog))?,
-    )?;
-    disk::replace(
-        &tree.join(INDEX_FILE),
-        &json(tree, serde_json::to_vec(&catalog.index))?,
-    )?;
-    disk::replace(&tree.join(file), &json(tree, redirect::v4_file(catalog))?)?;
+    if origin.old.is_none() {
+        for name in V2_DIRECTORIES {
+            unsynced.add(tree.join(name));
+        }
+        return Ok(());
+    }
     let changed = [&gone, &come, &gone_tags, &come_tags].into_iter().flatten();
-    let mut dirs: BTreeSet<PathBuf> = match origin.old {
-        Some(_) => changed
-            .filter_map(|entry| Some(links.place(entry).parent()?.to_owned()))
-            .collect(),
-        None => subdirectories.iter().map(|name| tree.join(name)).collect(),
-    };
-    dirs.extend([tree.join("tags"), tree.to_owned()]);
-    disk::sync_dirs(&dirs.into_iter().collect::<Vec<_>>())
+    let directories: BTreeSet<&'static str> = changed.map(Entry::directory).collect();
+    for name in directories {
+        unsynced.add(tree.join(name));
+    }
+    Ok(())
 }
 
 /// Makes the links of one tree.
@@ -163,11 +195,11 @@ impl<'a> Links<'a> {
                 }
                 Ok(())
             }
-            Entry::Blob(digest) | Entry::Manifest(_, digest) => {
+            Entry::Blob(digest) | Entry::Manifest(digest, _) => {
                 self.link(&place, entry, "", self.file(digest))
             }
-            Entry::Tag(folder, _, digest) => {
-                let named = self.place(&Entry::Manifest(folder, digest));
+            Entry::Tag(_, folder, digest) => {
+                let named = self.place(&Entry::Manifest(digest, folder));
                 match disk::link_again(&named, &place) {
                     Ok(()) => Ok(()),
                     // As when one manifest has more tags than a file may have names.
@@ -228,18 +260,14 @@ impl<'a> Links<'a> {
 }
 
 fn place(tree: &Path, entry: &Entry<'_>) -> PathBuf {
+    let directory = tree.join(entry.directory());
     match entry {
-        Entry::Image(id) => tree.join("web").join(id.as_str()),
-        Entry::Blob(digest) => tree.join("blobs").join(digest.to_string()),
-        Entry::Manifest(folder, digest) => tree.join("manifests").join(folder).join(digest.to_string()),
-        Entry::Tag(folder, name, _) => tree.join("manifests").join(folder).join(name),
+        Entry::Image(id) => directory.join(id.as_str()),
+        Entry::Blob(digest) | Entry::Manifest(digest, _) => directory.join(digest.to_string()),
+        Entry::Tag(name, ..) => directory.join(name),
     }
 }
 
 fn done(results: Vec<Result<()>>) -> Result<()> {
     results.into_iter().collect()
-}
-
-pub(crate) fn json(path: &Path, made: std::result::Result<Vec<u8>, serde_json::Error>) -> Result<Vec<u8>> {
-    made.map_err(|e| PublicationError::io("write the JSON for", path)(e.into()))
 }
