@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use pulp_model::{Digest, RegistryId, digest::Hasher};
-use reqwest::{Method, Response, StatusCode, header::CONTENT_RANGE};
+use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
 use url::Url;
 
 use crate::{

@@ -373,7 +373,7 @@ async fn one_token_does_for_all_requests_that_begin_together() {
     let client = Client::new(&base, options()).unwrap();
     let name = name();
     let references: Vec<Reference> = (0..50).map(|n| format!("tag{n}").parse().unwrap()).collect();
-    let heads = references.iter().map(|r| client.head_manifest(&name, r));
+    let heads = references.iter().map(|r| client.head_manifest(&name, r, None));
     for head in futures::future::join_all(heads).await {
         assert!(head.unwrap().is_some());
     }

@@ -168,6 +168,14 @@ fn respond(registry: &Registry, request: &Request) -> Response {
         let body = Body::from(r#"{"errors":[{"code":"NAME_UNKNOWN","message":"not here"}]}"#);
         return Response::builder().status(404).body(body).unwrap();
     };
+    let known = request.headers().get(header::IF_NONE_MATCH);
+    let digest = answer.headers.get("docker-content-digest");
+    if let (Some(known), Some(digest)) = (known, digest)
+        && known.to_str().unwrap() == format!("\"{}\"", digest.to_str().unwrap())
+    {
+        // As docker-registry answers it: without the digest.
+        return Response::builder().status(304).body(Body::empty()).unwrap();
+    }
     let mut response = Response::builder().status(answer.status);
     response.headers_mut().unwrap().extend(answer.headers.clone());
     let sent = answer.body.slice(..answer.cut.unwrap_or(answer.body.len()));
@@ -453,14 +461,39 @@ async fn a_manifest_keeps_its_bytes_and_its_declared_type() {
     );
     assert_eq!(manifest.media_type, Some(MediaType::DOCKER_MANIFEST));
     let head = client
-        .head_manifest(&name(), &reference("latest"))
+        .head_manifest(&name(), &reference("latest"), None)
         .await
         .unwrap()
         .unwrap();
-    assert_eq!((head.digest, head.size), (Some(digest), Some(text.len() as u64)));
     assert_eq!(
-        client.head_manifest(&name(), &reference("gone")).await.unwrap(),
+        (head.digest, head.size),
+        (Some(digest.clone()), Some(text.len() as u64))
+    );
+    assert_eq!(
+        client
+            .head_manifest(&name(), &reference("gone"), None)
+            .await
+            .unwrap(),
         None
+    );
+    let told = |known| {
+        let client = &client;
+        async move {
+            let head = client
+                .head_manifest(&name(), &reference("latest"), Some(&known))
+                .await;
+            let head = head.unwrap().unwrap();
+            (head.digest, head.size)
+        }
+    };
+    assert_eq!(
+        told(digest.clone()).await,
+        (Some(digest.clone()), None),
+        "the registry need not read it"
+    );
+    assert_eq!(
+        told(Digest::sha256("older")).await,
+        (Some(digest), Some(text.len() as u64))
     );
     let error = client.manifest(&name(), &reference("gone")).await.unwrap_err();
     assert!(

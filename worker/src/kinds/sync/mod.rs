@@ -8,6 +8,7 @@
 
 mod allowance;
 mod downloads;
+mod known;
 mod plan;
 mod upstream;
 
@@ -183,6 +184,8 @@ async fn look(
         None => settings.tags.select(upstream.list_tags().await?),
     };
     step.add_total(names.len() as u64);
+    let called = held.known.iter().map(|(called, known)| (called, &known.digest));
+    let names = known::as_named_before(names, &held.plan.tags, called);
     let mut found = upstream.look(names, step).await?;
     if !listed && !found.is_empty() && found.values().all(|u| *u == Upstream::Absent) {
         // None of them: is there such a repository?

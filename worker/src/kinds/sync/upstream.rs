@@ -1,7 +1,7 @@
 //! The upstream of a sync: its tags, manifests and blobs, fetched so that what came is kept for the next try.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -186,17 +186,18 @@ impl UpstreamRepository {
         error.with("registry", registry).into()
     }
 
-    /// What each tag names, without fetching it: nobody counts these requests as pulls.
+    /// What each tag names, without fetching it: nobody counts these requests as pulls. Of a tag with what it named
+    /// before the upstream only has to say that it is so still.
     pub(super) async fn look(
         &self,
-        tags: BTreeSet<TagName>,
+        tags: BTreeMap<TagName, Option<Digest>>,
         step: &StepHandle,
     ) -> Result<BTreeMap<TagName, plan::Upstream>, TaskError> {
         let span = self.span("upstream.look");
         span.count("oci.tags", tags.len() as u64);
         let found = stream::iter(tags)
-            .map(|tag| async move {
-                let found = self.look_at(&tag).await?;
+            .map(|(tag, before)| async move {
+                let found = self.look_at(&tag, before.as_ref()).await?;
                 step.advance(1);
                 Ok((tag, found))
             })
@@ -207,9 +208,9 @@ impl UpstreamRepository {
         found
     }
 
-    async fn look_at(&self, tag: &TagName) -> Result<plan::Upstream, TaskError> {
+    async fn look_at(&self, tag: &TagName, before: Option<&Digest>) -> Result<plan::Upstream, TaskError> {
         let reference = Reference::Tag(tag.clone());
-        match self.client.head_manifest(&self.name, &reference).await {
+        match self.client.head_manifest(&self.name, &reference, before).await {
             Ok(None) => Ok(plan::Upstream::Absent),
             Ok(Some(head)) => Ok(head
                 .digest
