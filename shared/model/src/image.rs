@@ -12,11 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Digest, MediaType,
-    unit::{LayerRef, ListMember, ManifestListUnit, ManifestUnit},
+    unit::{LayerRef, ListMember, ManifestListUnit, ManifestUnit, Selection},
 };
 
 /// Manifests above this many bytes are refused, as registries do.
 pub const MAX_MANIFEST_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Annotation of a list's member that is no image: the member that it attests. Source: BuildKit,
+/// `docs/attestations/attestation-storage.md`.
+const ATTESTS: &str = "vnd.docker.reference.digest";
 
 /// Why bytes are no manifest that can be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,7 @@ struct RawDescriptor {
     #[serde(default)]
     size: u64,
     platform: Option<Platform>,
+    annotations: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -144,6 +149,7 @@ impl Manifest {
                 subject,
                 artifact_type: raw.artifact_type,
                 annotations,
+                selection: Selection::default(),
             }));
         }
         let schema1 = media_type.is_schema1();
@@ -216,6 +222,10 @@ fn list_member(raw: RawDescriptor) -> ListMember {
         Some(p) => (Some(p.os), Some(p.architecture), p.variant),
         None => (None, None, None),
     };
+    let attests = raw
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(ATTESTS)?.as_str()?.parse().ok());
     ListMember {
         digest: raw.digest,
         media_type: raw.media_type.unwrap_or(MediaType::OCI_MANIFEST),
@@ -223,5 +233,6 @@ fn list_member(raw: RawDescriptor) -> ListMember {
         os,
         arch,
         variant,
+        attests,
     }
 }

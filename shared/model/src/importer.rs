@@ -5,7 +5,12 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::{CodedError, ErrorCode, RegistryId, tag_filter::TagFilter, unit::ImageId};
+use crate::{
+    CodedError, ErrorCode, RegistryId,
+    platform::{PlatformFilter, Platforms},
+    tag_filter::TagFilter,
+    unit::ImageId,
+};
 
 /// Downloads at a time unless set otherwise.
 pub const DEFAULT_MAX_DOWNLOADS: usize = 5;
@@ -54,6 +59,8 @@ pub struct ImporterSettings {
     pub enable_v2: bool,
     /// Which tags are taken.
     pub tags: TagFilter,
+    /// Which platforms' images are taken of lists and indexes; none means all.
+    pub platforms: Option<Platforms>,
     /// Whether tags go that the upstream has no more, or that the filter doesn't take any more.
     pub remove_missing: bool,
     /// Whether what refers to the manifests that tags name (signatures, SBOMs, attestations) is taken as well.
@@ -114,6 +121,7 @@ pub fn importer_settings(config: &Map<String, Value>) -> Result<ImporterSettings
         enable_v1: read.flag("enable_v1", false),
         enable_v2: read.flag("enable_v2", true),
         tags: read.tags(),
+        platforms: read.platforms(),
         remove_missing: read.flag("remove_missing", false),
         referrers: read.flag("referrers", false),
         referrer_types: read.list("referrer_types").unwrap_or_default(),
@@ -285,6 +293,19 @@ impl Reader<'_> {
         }
     }
 
+    fn platforms(&mut self) -> Option<Platforms> {
+        let mode = self.parsed("platforms_mode").unwrap_or_default();
+        match PlatformFilter::new(&self.list("platforms")?) {
+            Ok(filter) => Some(Platforms { filter, mode }),
+            Err(faults) => {
+                for text in faults {
+                    self.fault("platforms", &text);
+                }
+                None
+            }
+        }
+    }
+
     fn certificates(&mut self) -> Certificates {
         let certificates = Certificates {
             ca: self.pem("ssl_ca_cert", "CERTIFICATE-----"),
@@ -368,6 +389,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::platform::PlatformsMode;
 
     fn settings(config: &Value) -> Result<ImporterSettings, CodedError> {
         importer_settings(config.as_object().unwrap())
@@ -442,6 +464,25 @@ mod tests {
             assert_eq!(s.tags.plain().unwrap().len(), 2);
         }
         assert_eq!(faults(&json!({"tags": [1]})), ["tags"]);
+    }
+
+    #[test]
+    fn platforms_are_checked_each_and_so_is_their_mode() {
+        let s = settings(&json!({"platforms": "linux/arm64, linux/amd64", "platforms_mode": "rewrite"}));
+        let platforms = s.unwrap().platforms.unwrap();
+        assert_eq!(platforms.mode, PlatformsMode::Rewrite);
+        assert_eq!(platforms.filter.to_string(), "linux/amd64, linux/arm64");
+        let s = settings(&json!({"platforms": ["linux/amd64"]})).unwrap();
+        assert_eq!(s.platforms.unwrap().mode, PlatformsMode::Sparse);
+        assert_eq!(settings(&json!({"platforms": null})).unwrap().platforms, None);
+        assert_eq!(
+            faults(&json!({"platforms": ["linux", "linux/x86_64"], "platforms_mode": "thin"})),
+            ["platforms_mode", "platforms", "platforms"]
+        );
+        assert_eq!(
+            faults(&json!({"platforms": [], "platforms_mode": 1})),
+            ["platforms_mode", "platforms"]
+        );
     }
 
     #[test]

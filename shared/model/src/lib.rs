@@ -16,6 +16,7 @@ pub mod image;
 pub mod importer;
 pub mod media_type;
 pub mod name;
+pub mod platform;
 pub mod progress;
 pub mod puller;
 pub mod schedule;

@@ -1,6 +1,10 @@
 //! Content units: what a repository holds. Field names are those of pulp_docker's units on the wire.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -218,6 +222,9 @@ pub struct ListMember {
     /// Variant of its architecture, such as `v7`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
+    /// The member that this one attests, as BuildKit's annotation `vnd.docker.reference.digest` has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attests: Option<Digest>,
 }
 
 /// A manifest list or OCI index; its bytes are a blob of the content store under the same digest.
@@ -246,6 +253,42 @@ pub struct ManifestListUnit {
     /// OCI annotations.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
+    /// What a repository's filter of platforms made of it there; not part of the unit by itself.
+    #[serde(skip)]
+    pub selection: Selection,
+}
+
+impl ManifestListUnit {
+    /// The members that must be present for this list to be complete: all but those that a filter left out.
+    pub fn needed(&self) -> impl Iterator<Item = &ListMember> {
+        self.manifests
+            .iter()
+            .filter(|m| !self.selection.absent.contains(&m.digest))
+    }
+
+    /// What a client gets that knows no lists: the first member for linux on amd64, unless a filter left it out.
+    pub fn default_member(&self) -> Option<&ListMember> {
+        self.needed()
+            .find(|m| m.os.as_deref() == Some("linux") && m.arch.as_deref() == Some("amd64"))
+    }
+}
+
+/// What a filter of platforms made of a list in one repository. The same list may be whole in another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Members that the repository need not have.
+    pub absent: BTreeSet<Digest>,
+    /// What it was made of, if it is not what the upstream has.
+    pub made_from: Option<MadeFrom>,
+}
+
+/// Where a rewritten index comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFrom {
+    /// The upstream's index.
+    pub digest: Digest,
+    /// The filter that chose from its members, as text.
+    pub platforms: String,
 }
 
 /// A config or layer.

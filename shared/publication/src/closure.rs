@@ -306,7 +306,7 @@ impl Closure<'_> {
         });
         let members = contents.lists.iter().flat_map(|l| {
             // An index may hold indexes.
-            let absent = l.unit.manifests.iter().map(|m| &m.digest).filter(|d| {
+            let absent = l.unit.needed().map(|m| &m.digest).filter(|d| {
                 !(self.manifest)(d, ManifestKind::Image) && !(self.manifest)(d, ManifestKind::List)
             });
             absent.map(|d| Missing::Member {

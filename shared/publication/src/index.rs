@@ -92,7 +92,7 @@ pub struct IndexManifest {
     pub media_type: MediaType,
     /// Number of its bytes.
     pub size: u64,
-    /// Of a list: its first member for linux on amd64.
+    /// Of a list: its first member for linux on amd64 that is here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amd64: Option<Digest>,
     /// OCI 1.1: what it is attached to.
@@ -193,7 +193,7 @@ impl Index {
             schema_version: l.schema_version,
             media_type: l.media_type.clone(),
             size: l.size,
-            amd64: l.amd64_digest.clone(),
+            amd64: l.default_member().map(|m| m.digest.clone()),
             subject: l.subject.clone(),
             artifact_type: l.artifact_type.clone(),
             annotations: l.annotations.clone(),

@@ -2,7 +2,7 @@
 
 use pulp_model::{
     RepositoryId, Timestamp, VersionNumber,
-    unit::{Unit, UnitType},
+    unit::{Selection, Unit, UnitType},
 };
 use sqlx::{Row as _, any::AnyRow};
 
@@ -64,7 +64,7 @@ impl Store {
             n => format!(" AND u.unit_type_id IN ({})", placeholders(2, n)),
         };
         let sql = format!(
-            "SELECT ru.repo_id, ru.unit_id, u.unit_type_id, u.fields, ru.created, ru.updated FROM repository_units ru \
+            "SELECT ru.repo_id, ru.unit_id, u.unit_type_id, u.fields, ru.absent, ru.made_from, ru.created, ru.updated FROM repository_units ru \
              JOIN units u ON u.unit_id = ru.unit_id WHERE ru.repo_id = $1 AND ru.removed_in IS NULL{filter} \
              ORDER BY u.unit_type_id, ru.created, u.identity"
         );
@@ -120,7 +120,7 @@ impl Store {
         repo: &RepositoryId,
         number: VersionNumber,
     ) -> Result<Vec<Unit>, StoreError> {
-        let sql = "SELECT u.unit_type_id, u.fields FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
+        let sql = "SELECT u.unit_type_id, u.fields, ru.absent, ru.made_from FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
                    WHERE ru.repo_id = $1 AND ru.added_in <= $2 AND (ru.removed_in IS NULL OR ru.removed_in > $2) \
                    ORDER BY u.unit_type_id, u.identity";
         let rows = sqlx::query(sql)
@@ -128,7 +128,7 @@ impl Store {
             .bind(number.0)
             .fetch_all(&self.pool)
             .await?;
-        rows.iter().map(read_unit).collect()
+        rows.iter().map(read_held_unit).collect()
     }
 }
 
@@ -139,6 +139,23 @@ pub(crate) fn read_unit(found: &AnyRow) -> Result<Unit, StoreError> {
         .map_err(|()| StoreError::corrupt("units.unit_type_id", format!("unknown type {unit_type}")))?;
     Unit::from_fields(unit_type, row::json(found, "fields")?)
         .map_err(|e| StoreError::corrupt("units.fields", e))
+}
+
+/// A unit as a repository holds it.
+pub(crate) fn read_held_unit(found: &AnyRow) -> Result<Unit, StoreError> {
+    let mut unit = read_unit(found)?;
+    if let Unit::ManifestList(list) = &mut unit {
+        list.selection = selection(found)?;
+    }
+    Ok(unit)
+}
+
+/// What a filter of platforms made of a list in a repository.
+pub(crate) fn selection(found: &AnyRow) -> Result<Selection, StoreError> {
+    Ok(Selection {
+        absent: row::optional_json(found, "absent")?.unwrap_or_default(),
+        made_from: row::optional_json(found, "made_from")?,
+    })
 }
 
 fn read_stored(found: &AnyRow) -> Result<StoredUnit, StoreError> {
@@ -153,7 +170,7 @@ fn read(found: &AnyRow) -> Result<Association, StoreError> {
     Ok(Association {
         repo_id: row::parsed(found, "repo_id")?,
         unit_id: found.try_get("unit_id")?,
-        unit: read_unit(found)?,
+        unit: read_held_unit(found)?,
         created: row::instant(found, "created")?,
         updated: row::instant(found, "updated")?,
     })

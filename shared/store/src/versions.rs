@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use pulp_model::{
     RepositoryId, Timestamp, VersionNumber,
-    unit::{Unit, UnitType, V1Tag},
+    unit::{Selection, Unit, UnitType, V1Tag},
 };
 use serde_json::Value;
 use sqlx::Row as _;
@@ -13,7 +13,7 @@ use crate::{
     FencedTx, Store, StoreError,
     engine::{bulk, placeholders, rows_of},
     repositories, row,
-    units::{read_unit, unit_id},
+    units::{read_held_unit, read_unit, selection, unit_id},
 };
 
 /// Rows that one statement takes at most. SQLite looks each parameter up in a list of those before it, so that a statement
@@ -63,22 +63,26 @@ impl Store {
         earlier: VersionNumber,
         later: VersionNumber,
     ) -> Result<VersionDifference, StoreError> {
-        const SELECT: &str = "SELECT u.unit_type_id, u.fields FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
+        const SELECT: &str = "SELECT u.unit_type_id, u.fields, ru.absent, ru.made_from FROM repository_units ru JOIN units u ON u.unit_id = ru.unit_id \
                               WHERE ru.repo_id = $1 AND";
         let read = async |which: &str| -> Result<BTreeMap<String, Unit>, StoreError> {
             let sql = crate::engine::assembled(format!("{SELECT} {which}"));
             let query = sqlx::query(sql).bind(repo.as_str()).bind(earlier.0).bind(later.0);
             let rows = query.fetch_all(&self.pool).await?;
             rows.iter()
-                .map(|r| read_unit(r).map(|unit| (unit_id(&unit), unit)))
+                .map(|r| read_held_unit(r).map(|unit| (unit_id(&unit), unit)))
                 .collect()
         };
         let mut added =
             read("ru.added_in > $2 AND ru.added_in <= $3 AND (ru.removed_in IS NULL OR ru.removed_in > $3)")
                 .await?;
         let mut removed = read("ru.removed_in > $2 AND ru.removed_in <= $3 AND ru.added_in <= $2").await?;
-        // What was taken away and brought in again between the two.
-        removed.retain(|id, _| added.remove(id).is_none());
+        // What was taken away and brought in again between the two; a list of which other members may be missing now
+        // is one that was added.
+        removed.retain(|id, before| match added.get(id) {
+            Some(now) if now == before => added.remove(id).is_none(),
+            now => now.is_none(),
+        });
         Ok(VersionDifference {
             added: added.into_values().collect(),
             removed: removed.into_values().collect(),
@@ -155,7 +159,8 @@ impl FencedTx {
         self.commit_change(repo, units, &[]).await
     }
 
-    /// [`Self::commit_version`] that takes `removed` away in the same version. What is in both stays.
+    /// [`Self::commit_version`] that takes `removed` away in the same version. What is in both stays. A list that is
+    /// there takes the new [`Selection`]; this makes a version, but adds and removes nothing.
     pub async fn commit_change(
         &mut self,
         repo: &RepositoryId,
@@ -188,12 +193,13 @@ impl FencedTx {
 
         self.insert_units(&new, now).await?;
         self.associate(repo, &new, next, now).await?;
+        let selected = self.select_members(repo, &wanted, &known, next, now).await?;
         self.set_on_current(repo, "updated", now.micros(), &known).await?;
         self.set_on_current(repo, "removed_in", next, &replaced).await?;
         let (added, removed) = (new.len() as i64, replaced.len() as i64);
 
         let v1_tags = repositories::v1_tags(&scratchpad);
-        if added == 0 && removed == 0 && !self.v1_tags_changed(repo, base, &v1_tags).await? {
+        if added == 0 && removed == 0 && !selected && !self.v1_tags_changed(repo, base, &v1_tags).await? {
             return Ok(Some(VersionChange {
                 number: VersionNumber(base),
                 added: 0,
@@ -299,21 +305,77 @@ impl FencedTx {
     ) -> Result<(), StoreError> {
         for chunk in units.chunks(CHUNK) {
             let sql = format!(
-                "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated) VALUES {}",
-                rows_of(5, chunk.len())
+                "INSERT INTO repository_units (repo_id, unit_id, added_in, created, updated, absent, made_from) \
+                 VALUES {}",
+                rows_of(7, chunk.len())
             );
             let mut query = bulk(sql, chunk.len());
-            for (id, _) in chunk {
+            for (id, unit) in chunk {
+                let selection = match unit {
+                    Unit::ManifestList(list) => Some(&list.selection),
+                    _ => None,
+                };
+                let absent = selection.map(|s| &s.absent).filter(|absent| !absent.is_empty());
                 query = query
                     .bind(repo.as_str())
                     .bind(*id)
                     .bind(version)
                     .bind(now.micros())
-                    .bind(now.micros());
+                    .bind(now.micros())
+                    .bind(absent.map(row::to_json))
+                    .bind(selection.and_then(|s| s.made_from.as_ref()).map(row::to_json));
             }
             query.execute(self.on()).await?;
         }
         Ok(())
+    }
+
+    /// Gives lists that are there already the selections that they are to have. Returns whether the members that must
+    /// be there are others for any.
+    async fn select_members(
+        &mut self,
+        repo: &RepositoryId,
+        wanted: &BTreeMap<String, &Unit>,
+        known: &[&str],
+        version: i64,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let lists = known.iter().filter_map(|id| match wanted.get(*id) {
+            Some(unit @ Unit::ManifestList(list)) => Some((*id, *unit, &list.selection)),
+            _ => None,
+        });
+        let lists: Vec<_> = lists.collect();
+        if lists.is_empty() {
+            return Ok(false);
+        }
+        let sql = "SELECT unit_id, absent, made_from FROM repository_units WHERE repo_id = $1 AND removed_in IS NULL \
+                   AND (absent IS NOT NULL OR made_from IS NOT NULL)";
+        let rows = sqlx::query(sql).bind(repo.as_str()).fetch_all(self.on()).await?;
+        let before: HashMap<String, Selection> = rows
+            .iter()
+            .map(|r| Ok((r.try_get("unit_id")?, selection(r)?)))
+            .collect::<Result<_, StoreError>>()?;
+        let none = Selection::default();
+        let mut others: Vec<(&str, &Unit)> = Vec::new();
+        for (id, unit, now) in lists {
+            let before = before.get(id).unwrap_or(&none);
+            if now.absent != before.absent {
+                others.push((id, unit));
+            } else if now.made_from != before.made_from {
+                let sql = "UPDATE repository_units SET made_from = $1 \
+                           WHERE repo_id = $2 AND removed_in IS NULL AND unit_id = $3";
+                sqlx::query(sql)
+                    .bind(now.made_from.as_ref().map(row::to_json))
+                    .bind(repo.as_str())
+                    .bind(id)
+                    .execute(self.on())
+                    .await?;
+            }
+        }
+        let ids: Vec<&str> = others.iter().map(|(id, _)| *id).collect();
+        self.set_on_current(repo, "removed_in", version, &ids).await?;
+        self.associate(repo, &others, version, now).await?;
+        Ok(!others.is_empty())
     }
 
     /// Sets a column of the newest version's associations with these units.

@@ -9,7 +9,7 @@ use pulp_model::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::manifest::{Entry, ManifestEntry, TagEntry};
+use crate::manifest::{Entry, ManifestEntry, SparseEntry, TagEntry};
 
 /// The content of one version of a repository. Each list is sorted, so that equal content is equal text.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Contents {
     pub manifests: Vec<ManifestEntry>,
     /// Tags.
     pub tags: Vec<TagEntry>,
+    /// Lists and indexes of which a filter of platforms left members out; nothing else may be missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sparse: Vec<SparseEntry>,
     /// Images of the v1 API.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub v1_images: Vec<ImageUnit>,
@@ -61,6 +64,14 @@ impl Contents {
                 Unit::Image(i) => contents.v1_images.push(i.clone()),
             }
         }
+        let lists = units.iter().filter_map(|unit| match unit {
+            Unit::ManifestList(l) if !l.selection.absent.is_empty() => Some(l),
+            _ => None,
+        });
+        contents.sparse.extend(lists.map(|l| SparseEntry {
+            digest: l.digest.clone(),
+            absent: l.selection.absent.clone(),
+        }));
         let images: BTreeSet<_> = contents.v1_images.iter().map(|i| &i.image_id).collect();
         contents.v1_tags = v1_tags
             .iter()
@@ -72,6 +83,7 @@ impl Contents {
         contents
             .tags
             .sort_by(|a, b| (&a.name, &a.digest).cmp(&(&b.name, &b.digest)));
+        contents.sparse.sort_by(|a, b| a.digest.cmp(&b.digest));
         contents.v1_images.sort_by(|a, b| a.image_id.cmp(&b.image_id));
         contents.v1_tags.sort_by(|a, b| a.tag.cmp(&b.tag));
         contents
@@ -119,8 +131,7 @@ impl Contents {
                         .map(|d| format!("blob {d} of manifest {}", m.digest)),
                 ),
                 Unit::ManifestList(l) => missing.extend(
-                    l.manifests
-                        .iter()
+                    l.needed()
                         .filter(|m| !listed.contains(&m.digest))
                         .map(|m| format!("manifest {} of list {}", m.digest, l.digest)),
                 ),
@@ -134,6 +145,14 @@ impl Contents {
                 .map(|t| format!("manifest {} of tag {}", t.digest, t.name)),
         );
         missing
+    }
+
+    /// Tells a list that was read from its bytes which of its members need not be there.
+    pub fn select(&self, list: &mut ManifestListUnit) {
+        if let Ok(found) = self.sparse.binary_search_by(|s| s.digest.cmp(&list.digest)) {
+            let absent = self.sparse.get(found).map(|s| s.absent.clone());
+            list.selection.absent = absent.unwrap_or_default();
+        }
     }
 
     /// `index.json` of the layout: every tag, and what no tag and no list leads to, such as referrers.
@@ -263,6 +282,44 @@ mod tests {
         );
         assert_eq!(entries[1]["digest"], json!(refers));
         assert_eq!(entries[1]["artifactType"], "application/sbom");
+    }
+
+    #[test]
+    fn what_a_filter_left_out_may_be_missing_and_nothing_else() {
+        let (here, digest) = image(None);
+        let (left_out, lost) = (Digest::sha256("left out"), Digest::sha256("lost"));
+        let member =
+            |digest: &Digest| json!({"mediaType": MediaType::OCI_MANIFEST, "digest": digest, "size": 1});
+        let index = json!({"schemaVersion": 2, "mediaType": MediaType::OCI_INDEX,
+            "manifests": [member(&digest), member(&left_out), member(&lost)]});
+        let read = || match Manifest::parse(index.to_string().as_bytes(), None).unwrap() {
+            Manifest::List(list) => list,
+            Manifest::Image(_) => unreachable!(),
+        };
+        let mut sparse = read();
+        let whole = Unit::ManifestList(sparse.clone());
+        sparse.selection.absent = [left_out.clone()].into();
+        let units = [blob(), here.clone(), Unit::ManifestList(sparse)];
+        let contents = Contents::of(&units, &[]);
+        let missing = contents.missing(&units);
+        assert!(
+            missing.len() == 1 && missing[0].contains(&lost.to_string()),
+            "{missing:?}"
+        );
+
+        // The other side reads the index from its bytes, and the rest from the list of contents.
+        let text = serde_json::to_string(&contents).unwrap();
+        let listed: Contents = serde_json::from_str(&text).unwrap();
+        let mut list = read();
+        listed.select(&mut list);
+        let there = [blob(), here.clone(), Unit::ManifestList(list)];
+        assert_eq!(listed.missing(&there), missing);
+        let repo = "r".parse().unwrap();
+        assert_eq!(Contents::of(&there, &[]).state(&repo), contents.state(&repo));
+        assert_ne!(
+            Contents::of(&[blob(), here, whole], &[]).state(&repo),
+            contents.state(&repo)
+        );
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use contents::Contents;
 pub use error::TransferError;
 pub use manifest::{
     Base, Carried, Entry, ExportManifest, ExportedRepository, MANIFEST_FILE, ManifestEntry, Part,
-    SIGNATURE_FILE, TagEntry,
+    SIGNATURE_FILE, SparseEntry, TagEntry,
 };
 pub use place::import_path;
 pub use signing::{SigningKey, TrustedKeys, generate_key};

@@ -120,6 +120,15 @@ pub struct TagEntry {
     pub digest: Digest,
 }
 
+/// A list or index that is not whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SparseEntry {
+    /// The list.
+    pub digest: Digest,
+    /// Its members that need not be there.
+    pub absent: BTreeSet<Digest>,
+}
+
 impl ExportManifest {
     /// A manifest of this release's format.
     pub(crate) fn new(

@@ -360,7 +360,11 @@ async fn units(
     let contents = &manifest.contents;
     let mut manifests = Vec::with_capacity(contents.manifests.len());
     for entry in &contents.manifests {
-        manifests.push(read_manifest(&context.worker.content, entry).await?);
+        let mut unit = read_manifest(&context.worker.content, entry).await?;
+        if let Unit::ManifestList(list) = &mut unit {
+            contents.select(list);
+        }
+        manifests.push(unit);
         context.report.beat();
     }
     let missing = contents.missing(&manifests);

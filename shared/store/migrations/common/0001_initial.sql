@@ -77,6 +77,10 @@ CREATE TABLE repository_units (
     removed_in BIGINT,
     created BIGINT NOT NULL,
     updated BIGINT NOT NULL,
+    -- Of a list: members that this repository need not have. One that changes is another row, as a change of content.
+    absent TEXT,
+    -- Of a list: which upstream index it was made of.
+    made_from TEXT,
     PRIMARY KEY (repo_id, unit_id, added_in)
 );
 -- A unit is in a repository's newest version at most once.

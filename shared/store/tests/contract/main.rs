@@ -22,6 +22,7 @@ mod pull_rights;
 mod repositories;
 mod requests;
 mod schedules;
+mod selections;
 mod server;
 mod tasks;
 mod timeline;

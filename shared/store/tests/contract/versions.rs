@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use futures::future::join_all;
 use pulp_model::{
     MediaType, RepositoryId, VersionNumber,
-    unit::{BlobUnit, ImageUnit, ListMember, ManifestKind, ManifestListUnit, TagUnit, Unit, UnitType, V1Tag},
+    unit::{
+        BlobUnit, ImageUnit, ListMember, MadeFrom, ManifestKind, ManifestListUnit, Selection, TagUnit, Unit,
+        UnitType, V1Tag,
+    },
 };
 use pulp_store::{Store, units::unit_id};
 use sqlx::AnyConnection;
@@ -26,6 +29,7 @@ contract!(
     a_tag_may_name_an_image_and_a_list_when_both_come_together,
     a_tag_that_moves_back_is_one_version_more,
     v1_tags_merge_and_are_kept_by_version,
+    v1_images_are_found_by_their_ids_in_whatever_repository,
     every_type_of_unit_reads_back_as_it_was,
     what_a_unit_is_made_of_is_kept_once,
     associations_are_filtered_by_type_and_in_order,
@@ -261,6 +265,32 @@ async fn v1_tags_merge_and_are_kept_by_version(bed: &Bed) {
         bed.repository(&repo).await.unwrap().unwrap().v1_tags(),
         at(2).await
     );
+    let mut tx = bed.fenced().await;
+    let gone = BTreeSet::from(["latest".parse().unwrap(), "never-there".parse().unwrap()]);
+    assert!(tx.change_v1_tags(&repo, &[v1("2", 'c')], &gone).await.unwrap());
+    tx.commit_version(&repo, &[]).await.unwrap();
+    finish(tx).await;
+    assert_eq!(at(3).await, [v1("1", 'a'), v1("2", 'c')]);
+}
+
+async fn v1_images_are_found_by_their_ids_in_whatever_repository(bed: &Bed) {
+    let repo = bed.create_repository("r").await;
+    let mut tx = bed.fenced().await;
+    tx.commit_version(&repo, &one_of_each(&repo)).await.unwrap();
+    finish(tx).await;
+    let ids = |digits: &str| {
+        digits
+            .chars()
+            .map(|d| d.to_string().repeat(64).parse().unwrap())
+            .collect()
+    };
+    let found = bed.images(&ids("ab")).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        (found[0].image_id.as_str(), found[0].layer_size),
+        (&*"a".repeat(64), 9)
+    );
+    assert!(bed.images(&BTreeSet::new()).await.unwrap().is_empty());
 }
 
 fn one_of_each(repo: &RepositoryId) -> Vec<Unit> {
@@ -288,12 +318,20 @@ fn one_of_each(repo: &RepositoryId) -> Vec<Unit> {
                 os: Some("linux".to_owned()),
                 arch: Some("arm".to_owned()),
                 variant: Some("v7".to_owned()),
+                attests: Some(digest("l")),
             }],
             amd64_digest: None,
             amd64_schema_version: None,
             subject: Some(digest("subject")),
             artifact_type: Some("application/x".to_owned()),
             annotations: [("k".to_owned(), "v 'ü'".to_owned())].into(),
+            selection: Selection {
+                absent: [digest("absent"), digest("m")].into(),
+                made_from: Some(MadeFrom {
+                    digest: digest("upstream's"),
+                    platforms: "linux/arm".to_owned(),
+                }),
+            },
         }),
         blob("l1"),
         tag(repo, "latest", "list", ManifestKind::List),

@@ -288,7 +288,7 @@ mod tests {
     use proptest::prelude::*;
     use pulp_model::{
         MediaType,
-        unit::{BlobUnit, LayerRef, ListMember, ManifestListUnit, ManifestUnit},
+        unit::{BlobUnit, LayerRef, ListMember, ManifestListUnit, ManifestUnit, Selection},
     };
 
     use super::*;
@@ -351,6 +351,7 @@ mod tests {
                     os: None,
                     arch: None,
                     variant: None,
+                    attests: None,
                 })
                 .collect(),
             amd64_digest: None,
@@ -358,6 +359,7 @@ mod tests {
             subject: None,
             artifact_type: None,
             annotations: BTreeMap::new(),
+            selection: Selection::default(),
         }
     }
 
