@@ -65,6 +65,8 @@ pub struct LayerFile {
     pub digest: Digest,
     /// Their number.
     pub size: u64,
+    /// Whether they are the bytes that came, and not what those were compressed to.
+    pub verbatim: bool,
     /// What is in it.
     pub content: LayerContent,
 }
@@ -112,6 +114,7 @@ impl Session<'_> {
             digest,
             size,
             content,
+            ..
         } = taking.take(self.source(place), compression)?;
         let layer = GzipLayer {
             digest,
@@ -197,6 +200,7 @@ impl Taking<'_> {
         Ok(LayerFile {
             digest,
             size,
+            verbatim: false,
             content: layer.finish(),
         })
     }
@@ -215,6 +219,7 @@ impl Taking<'_> {
         Ok(LayerFile {
             digest,
             size,
+            verbatim: true,
             content,
         })
     }

@@ -80,6 +80,20 @@ struct Ask<'a> {
     wants_token: bool,
 }
 
+/// What is wanted of an endpoint.
+#[derive(Clone, Copy)]
+enum Want {
+    /// A document of so many bytes at most.
+    Document(u64),
+    Stream,
+}
+
+/// What an endpoint gives.
+enum Answer {
+    Document(Document),
+    Stream(Response),
+}
+
 impl Client {
     /// Whether an index or registry of version 1 is there.
     pub async fn v1_ping(&self) -> Result<()> {
@@ -227,15 +241,17 @@ impl V1Repository {
         let path = format!("v1/images/{id}/layer");
         let mut failures = Failures::none();
         loop {
-            match self
-                .try_endpoints(&path, Length::Stream, async |_, url, response| {
-                    Ok((url, response))
-                })
-                .await
-            {
-                Ok((url, response)) => {
-                    return Ok(V1Layer::new(self.client.clone(), url, response, checksums));
-                }
+            let began = self.try_endpoints(&path, Want::Stream, |url, answer| match answer {
+                Answer::Stream(response) => Ok(V1Layer::new(
+                    self.client.clone(),
+                    url.clone(),
+                    response,
+                    checksums,
+                )),
+                Answer::Document(_) => Err(protocol(url, "a stream was asked for".to_owned())),
+            });
+            match began.await {
+                Ok(layer) => return Ok(layer),
                 Err(error) => self.client.pause(&mut failures, error).await?,
             }
         }
@@ -257,15 +273,11 @@ impl V1Repository {
     ) -> Result<T> {
         let mut failures = Failures::none();
         loop {
-            let found = self
-                .try_endpoints(path, Length::Document, async |client, url, response| {
-                    let headers = response.headers().clone();
-                    let body = read_document(response, &url, limit).await?;
-                    client.received(body.len());
-                    parse(&headers, &body).map_err(|e| protocol(&url, e))
-                })
-                .await;
-            match found {
+            let found = self.try_endpoints(path, Want::Document(limit), |url, answer| match answer {
+                Answer::Document(it) => parse(&it.headers, &it.bytes).map_err(|e| protocol(url, e)),
+                Answer::Stream(_) => Err(protocol(url, "a document was asked for".to_owned())),
+            });
+            match found.await {
                 Ok(document) => return Ok(document),
                 Err(error) => self.client.pause(&mut failures, error).await?,
             }
@@ -277,8 +289,8 @@ impl V1Repository {
     async fn try_endpoints<T>(
         &self,
         path: &str,
-        length: Length,
-        read: impl AsyncFn(&Client, Url, Response) -> Result<T>,
+        want: Want,
+        read: impl Fn(&Url, Answer) -> Result<T>,
     ) -> Result<T> {
         let first = self.preferred.load(Ordering::Relaxed);
         let mut fault: Option<RegistryError> = None;
@@ -290,21 +302,8 @@ impl V1Repository {
             let url = endpoint
                 .join(path)
                 .map_err(|e| protocol(endpoint, e.to_string()))?;
-            let ask = Ask {
-                url: &url,
-                purpose: if length == Length::Stream {
-                    Purpose::Layer
-                } else {
-                    Purpose::Image
-                },
-                length,
-                wants_token: false,
-            };
-            let answer = async {
-                let response = self.send(ask).await?;
-                read(&self.client, url.clone(), response).await
-            };
-            match answer.await {
+            let answer = self.answer(&url, want).await;
+            match answer.and_then(|answer| read(&url, answer)) {
                 Ok(found) => {
                     self.preferred.store(at, Ordering::Relaxed);
                     return Ok(found);
@@ -321,6 +320,27 @@ impl V1Repository {
             }
         }
         Err(fault.unwrap_or_else(|| protocol(&self.client.base, "there is no endpoint".to_owned())))
+    }
+
+    async fn answer(&self, url: &Url, want: Want) -> Result<Answer> {
+        let (purpose, length) = match want {
+            Want::Document(_) => (Purpose::Image, Length::Document),
+            Want::Stream => (Purpose::Layer, Length::Stream),
+        };
+        let ask = Ask {
+            url,
+            purpose,
+            length,
+            wants_token: false,
+        };
+        let response = self.send(ask).await?;
+        let Want::Document(limit) = want else {
+            return Ok(Answer::Stream(response));
+        };
+        let headers = response.headers().clone();
+        let bytes = read_document(response, url, limit).await?;
+        self.client.received(bytes.len());
+        Ok(Answer::Document(Document { headers, bytes }))
     }
 
     /// Asks an endpoint: with the token, with another token if that one has ended. The index's own server may want our
