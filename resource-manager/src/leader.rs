@@ -133,6 +133,8 @@ pub struct Leader<'a, L> {
     pace: Pace,
     /// The database's clock when the pace was last set.
     now: Timestamp,
+    /// Tasks that have a place in the table and hold nothing, as they were read.
+    waiting: HashMap<TaskId, LiveTask>,
     /// Tasks that wait for a worker that can run them, or for their instant.
     held_back: HashMap<TaskId, LiveTask>,
 }
@@ -149,6 +151,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
             horizon: Horizon::default(),
             pace: Pace::default(),
             now: Timestamp(0),
+            waiting: HashMap::new(),
             held_back: HashMap::new(),
         }
     }
@@ -189,6 +192,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 self.pace.ended(class);
             }
             self.table.forget(*id);
+            self.waiting.remove(id);
             self.held_back.remove(id);
         }
         self.know_with_those_before(live).await
@@ -220,6 +224,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         if task.state == TaskState::Waiting && task.steps_aside && !self.is_due(&task) {
             // It holds nothing and keeps nobody from anything until its instant comes.
             self.table.forget(task.id);
+            self.waiting.remove(&task.id);
             self.held_back.insert(task.id, task);
             return;
         }
@@ -237,11 +242,17 @@ impl<'a, L: Ledger> Leader<'a, L> {
         } else {
             self.table.hold(&waiter);
         }
-        if eligible || task.state != TaskState::Waiting {
+        if task.state != TaskState::Waiting {
+            self.waiting.remove(&task.id);
+            self.held_back.remove(&task.id);
+            return;
+        }
+        if eligible {
             self.held_back.remove(&task.id);
         } else {
-            self.held_back.insert(task.id, task);
+            self.held_back.insert(task.id, task.clone());
         }
+        self.waiting.insert(task.id, task);
     }
 
     /// Whether a live worker can run it, and its instant has come.
@@ -259,6 +270,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
     fn forget_all(&mut self) {
         self.table = LockTable::new(Arc::clone(&self.settings.owner_weights));
         self.complete = false;
+        self.waiting.clear();
         self.held_back.clear();
     }
 
@@ -291,27 +303,29 @@ impl<'a, L: Ledger> Leader<'a, L> {
             if admitted.is_empty() {
                 return Ok(());
             }
-            let live = self.ledger.live_among(&admitted).await?;
-            let grants: Vec<Grant> = live
+            // What they are is known since they were read as waiting, and does not change; whether they still wait is
+            // for the rows to say.
+            let grants: Vec<Grant> = admitted
                 .iter()
-                .filter(|t| t.state == TaskState::Waiting && self.is_eligible(t))
-                .map(|t| Grant {
-                    id: t.id,
-                    class: t.class,
-                    claims: t.claims.clone(),
+                .filter_map(|id| self.waiting.get(id))
+                .filter(|task| self.is_eligible(task))
+                .map(|task| Grant {
+                    id: task.id,
+                    class: task.class,
+                    claims: task.claims.clone(),
                 })
                 .collect();
-            let granted: HashSet<TaskId> = self
-                .ledger
-                .commit_grants(self.epoch, &grants)
-                .await?
-                .into_iter()
-                .map(|(id, _)| id)
-                .collect();
+            let mut granted = HashSet::with_capacity(grants.len());
+            if !grants.is_empty() {
+                let committed = self.ledger.commit_grants(self.epoch, &grants).await?;
+                granted.extend(committed.into_iter().map(|(id, _)| id));
+            }
             metrics::granted(granted.len());
-            live.iter()
-                .filter(|t| granted.contains(&t.id))
-                .for_each(metrics::waited);
+            for id in &granted {
+                if let Some(task) = self.waiting.remove(id) {
+                    metrics::waited(&task);
+                }
+            }
             // Canceled or put off in between: it holds nothing, and may have let others go.
             let passed_over: Vec<TaskId> = admitted.into_iter().filter(|id| !granted.contains(id)).collect();
             self.look_at(&passed_over).await?;

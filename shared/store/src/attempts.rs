@@ -16,7 +16,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError, Tx,
-    engine::{assembled, records},
+    engine::{assembled, keys},
     leases::micros,
     outbox::Message,
     row,
@@ -139,19 +139,19 @@ impl Store {
         worker: &Incarnation,
     ) -> Result<Vec<ClaimOutcome>, StoreError> {
         let mut tx = self.begin().await?;
-        let now = tx.now().await?;
-        let alive = tx.locking(
-            "SELECT supports FROM workers WHERE name = $1 AND incarnation = $2 AND expires >= $3 FOR SHARE",
-        );
-        let alive = sqlx::query(alive)
+        let clock = self.engine.clock();
+        let alive = tx.sharing(format!(
+            "SELECT supports, {clock} AS now FROM workers WHERE name = $1 AND incarnation = $2 AND expires >= {clock}"
+        ));
+        let alive = sqlx::query(assembled(alive))
             .bind(&worker.name.0)
             .bind(worker.id.to_string())
-            .bind(now.micros())
             .fetch_optional(tx.on())
             .await?;
         let Some(alive) = alive else {
             return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
         };
+        let now = row::instant(&alive, "now")?;
         let supports = row::json(&alive, "supports")?;
         let sql = format!(
             "UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = $4, progressed = $4 FROM {} \
@@ -228,14 +228,16 @@ impl Store {
     /// Tells of each whether it was finished; it was not if its attempt is over.
     async fn finish_together(&self, ends: &[PlainEnd]) -> Result<Vec<bool>, StoreError> {
         let mut tx = self.begin().await?;
-        let now = tx.now().await?;
         let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
         // The condition is the fence: it holds the row as an update does, and finds state and attempt as they are then.
         let sql = format!(
-            "UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = $2, \
+            "UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = {}, \
              progress_report = r.progress, spawned_tasks = '[]' FROM {} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state = 'running' RETURNING tasks.task_id",
-            records(self.engine, &fields)
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state = 'running' \
+             RETURNING task_id, finished, (SELECT COUNT(*) FROM schedule_fires f \
+             WHERE f.task_id = tasks.task_id OR f.task_id = tasks.parent_id) AS fires",
+            self.engine.clock(),
+            keys(self.engine, &fields)
         );
         let rows: Vec<Value> = ends
             .iter()
@@ -243,17 +245,25 @@ impl Store {
             .collect();
         let found = sqlx::query(assembled(sql))
             .bind(Value::Array(rows).to_string())
-            .bind(now.micros())
             .fetch_all(tx.on())
             .await?;
-        let finished: Vec<TaskId> = found
-            .iter()
-            .map(|r| row::parsed(r, "task_id"))
-            .collect::<Result<_, _>>()?;
-        tx.count_good_runs(&finished).await?;
-        tx.release_reservations(&finished).await?;
-        let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
-        tx.tell(now, &messages).await?;
+        let (mut finished, mut fired, mut now) = (Vec::new(), Vec::new(), Timestamp(0));
+        for r in &found {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            now = now.max(row::instant(r, "finished")?);
+            finished.push(id);
+            if r.try_get::<i64, _>("fires")? > 0 {
+                fired.push(id);
+            }
+        }
+        if !fired.is_empty() {
+            tx.count_good_runs(&fired).await?;
+        }
+        if !finished.is_empty() {
+            tx.release_reservations(&finished).await?;
+            let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
+            tx.tell(now, &messages).await?;
+        }
         tx.commit().await?;
         let finished: HashSet<TaskId> = finished.into_iter().collect();
         Ok(ends
@@ -359,7 +369,7 @@ impl Store {
 
 /// Attempts of tasks as [`records`].
 fn attempts_given(engine: Engine) -> String {
-    records(engine, &[("id", "text"), ("attempt", "bigint")])
+    keys(engine, &[("id", "text"), ("attempt", "bigint")])
 }
 
 fn attempts_of(attempts: &[(TaskId, Attempt)]) -> String {

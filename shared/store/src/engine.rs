@@ -3,21 +3,23 @@
 //! SQL is written once, in the common subset, with `$1` parameters. What must differ stands here: how a
 //! transaction begins, what time it is, row locks (SQLite has one writer, so it needs none), settings of a connection.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use pulp_model::{TaskId, Timestamp, task::TaskKind};
 use sqlx::{
     Any, AnyConnection, AssertSqlSafe, Connection as _, Executor, Row as _, SqlSafeStr as _, SqlStr,
-    Transaction,
     any::{AnyArguments, AnyPoolOptions},
     query::Query,
 };
-use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::{
     StoreError,
     attempts::PlainEnd,
-    patience::{self, Patience, Patient, Pool},
+    lookups::Lookups,
+    outbox::{Fresh, OutboxRow},
+    patience::{self, Patience, Patient},
+    pool::{FRESH, LONGEST_QUEUE, Lease, Pool},
     tasks::Request,
     together::Together,
 };
@@ -31,6 +33,16 @@ pub enum Engine {
     Postgres,
 }
 
+impl Engine {
+    /// The database's clock within a statement: the instant at which the statement is evaluated, in microseconds since 1970.
+    pub(crate) const fn clock(self) -> &'static str {
+        match self {
+            Self::Postgres => "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+            Self::Sqlite => "CAST(unixepoch('subsec') * 1000000 AS INTEGER)",
+        }
+    }
+}
+
 /// The way to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -38,9 +50,9 @@ pub struct Store {
     pub(crate) engine: Engine,
     /// SQLite's writers queue here, in order, rather than poll for the file's lock.
     writer: Arc<Mutex<()>>,
-    /// Rung by every commit that left rows in the outbox.
-    outbox_bell: Arc<Notify>,
+    pub(crate) fresh: Arc<Fresh>,
     pub(crate) requests: Together<Request, Result<TaskId, StoreError>>,
+    pub(crate) lookups: Lookups,
     pub(crate) ends: Together<PlainEnd, Result<(), StoreError>>,
 }
 
@@ -51,9 +63,6 @@ impl std::fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
-
-/// So long a connection that nobody used is taken to be alive.
-const FRESH: Duration = Duration::from_millis(50);
 
 impl Store {
     /// Opens a pool on `sqlite:<file>` or `postgres://…`. The schema is not looked at; see [`Store::check_schema`].
@@ -74,7 +83,7 @@ impl Store {
         };
         let options = AnyPoolOptions::new()
             .max_connections(max_connections.max(2))
-            .acquire_timeout(Duration::from_secs(5))
+            .acquire_timeout(LONGEST_QUEUE)
             // One that was used a moment ago is there; a call less for each transaction.
             .test_before_acquire(false)
             .before_acquire(move |connection, used| {
@@ -101,16 +110,14 @@ impl Store {
             prepare(&mut first, engine).await?;
             first.close().await?;
         }
-        let pool = Pool {
-            inner: options.connect_lazy(&full_url)?,
-            patience: Patience::with(engine),
-        };
+        let pool = Pool::new(options.connect_lazy(&full_url)?, Patience::with(engine));
         Ok(Self {
             pool,
             engine,
             writer: Arc::default(),
-            outbox_bell: Arc::default(),
+            fresh: Arc::default(),
             requests: Together::default(),
+            lookups: Lookups::default(),
             ends: Together::default(),
         })
     }
@@ -137,27 +144,27 @@ impl Store {
             Engine::Sqlite => "BEGIN",
             Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
-        Ok(self.tx(None, self.pool.begin_with(begin).await?))
+        Ok(self.tx(self.pool.begin_with(begin).await?))
     }
 
     async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
         Ok(match self.engine {
             Engine::Sqlite => {
-                let turn = Arc::clone(&self.writer).lock_owned().await;
-                self.tx(Some(turn), self.pool.begin_with("BEGIN IMMEDIATE").await?)
+                let turn = self.writer_turn().await;
+                let mut lease = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+                lease.turn = Some(turn);
+                self.tx(lease)
             }
-            Engine::Postgres => self.tx(None, self.pool.begin_with(postgres).await?),
+            Engine::Postgres => self.tx(self.pool.begin_with(postgres).await?),
         })
     }
 
-    fn tx(&self, turn: Option<OwnedMutexGuard<()>>, inner: Transaction<'static, Any>) -> Tx {
+    fn tx(&self, lease: Lease) -> Tx {
         Tx {
-            inner,
+            lease,
             engine: self.engine,
-            patience: self.pool.patience,
-            rings_relay: false,
-            outbox_bell: Arc::clone(&self.outbox_bell),
-            _turn: turn,
+            told: Vec::new(),
+            fresh: Arc::clone(&self.fresh),
         }
     }
 
@@ -166,19 +173,19 @@ impl Store {
         sqlx::query("SELECT 1").execute(&self.pool).await.is_ok()
     }
 
+    /// Waits for the turn of SQLite's only writer.
+    pub(crate) async fn writer_turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.writer).lock_owned().await
+    }
+
     /// The database's clock.
     pub async fn now(&self) -> Result<Timestamp, StoreError> {
         now(self.engine, &self.pool).await
     }
 
-    /// Waits until a commit of this process left rows in the outbox.
-    pub async fn outbox_rung(&self) {
-        self.outbox_bell.notified().await;
-    }
-
     /// Closes all connections.
     pub async fn close(&self) {
-        self.pool.inner.close().await;
+        self.pool.close().await;
     }
 }
 
@@ -187,30 +194,24 @@ impl Store {
 /// After any call on it has failed, drop it: PostgreSQL refuses what follows, and its `COMMIT` of a failed
 /// transaction is a rollback that reports no error.
 pub struct Tx {
-    inner: Transaction<'static, Any>,
+    lease: Lease,
     pub(crate) engine: Engine,
-    patience: Patience,
-    pub(crate) rings_relay: bool,
-    outbox_bell: Arc<Notify>,
-    _turn: Option<OwnedMutexGuard<()>>,
+    /// Messages that it leaves in the outbox.
+    pub(crate) told: Vec<OutboxRow>,
+    fresh: Arc<Fresh>,
 }
 
 impl Tx {
-    /// Makes it all so, and rings the relay if messages wait.
+    /// Makes it all so, and hands its messages to the relay.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.patience.wait(self.inner.commit()).await?;
-        if self.rings_relay {
-            self.outbox_bell.notify_one();
-        }
+        self.lease.commit().await?;
+        self.fresh.committed(self.told);
         Ok(())
     }
 
     /// The connection, for the statements of this crate.
     pub(crate) fn on(&mut self) -> Patient<'_> {
-        Patient {
-            inner: &mut self.inner,
-            patience: self.patience,
-        }
+        self.lease.patient()
     }
 
     /// The database's clock: the instant of this call, not that of the transaction's begin.
@@ -272,6 +273,14 @@ impl Tx {
         }
     }
 
+    /// The same query with its rows kept from being changed; SQLite's only writer has them all.
+    pub(crate) fn sharing(&self, sql: String) -> String {
+        match self.engine {
+            Engine::Postgres => sql + " FOR SHARE",
+            Engine::Sqlite => sql,
+        }
+    }
+
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.
     pub(crate) fn locking(&self, sql: &'static str) -> SqlStr {
         match self.engine {
@@ -329,6 +338,19 @@ pub(crate) fn records(engine: Engine, fields: &[(&str, &str)]) -> String {
     }
 }
 
+/// The same as [`records`], for a statement that looks up rows of a table by them. PostgreSQL takes a function's rows to
+/// be a hundred, for which it would rather read a small table as a whole than look each up; the limit tells it how
+/// many there are.
+pub(crate) fn keys(engine: Engine, fields: &[(&str, &str)]) -> String {
+    match engine {
+        Engine::Postgres => format!(
+            "(SELECT * FROM {} LIMIT json_array_length(CAST($1 AS json))) AS r",
+            records(engine, fields)
+        ),
+        Engine::Sqlite => records(engine, fields),
+    }
+}
+
 /// Tasks as [`records`] of a field `id`.
 pub(crate) fn ids_of(tasks: &[TaskId]) -> String {
     let rows = tasks.iter().map(|id| serde_json::json!({ "id": id })).collect();
@@ -354,10 +376,7 @@ fn turn_key(repo: &str) -> i64 {
 }
 
 async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Result<Timestamp, StoreError> {
-    let sql = match engine {
-        Engine::Postgres => "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now",
-        Engine::Sqlite => "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER) AS now",
-    };
+    let sql = assembled(format!("SELECT {} AS now", engine.clock()));
     Ok(Timestamp(sqlx::query(sql).fetch_one(on).await?.try_get("now")?))
 }
 
@@ -382,6 +401,8 @@ async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), s
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
     use super::*;
 
     async fn postgres(name: &str) -> Store {

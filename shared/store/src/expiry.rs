@@ -33,8 +33,7 @@ impl Store {
     /// very moment is left for the next time.
     pub async fn expire(&self, epoch: Epoch, limits: &HardLimits) -> Result<Vec<TaskId>, StoreError> {
         let mut tx = self.begin().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
+        let now = tx.require_epoch(ROLE, epoch).await?;
         // Without a lock: a run that is within its limits is not held up.
         let sql = "SELECT task_id, attempt, kind, kind_name, worker_name, started, progressed FROM tasks \
                    WHERE state = 'running' AND (started < $1 OR progressed < $2)";

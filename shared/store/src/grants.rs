@@ -12,7 +12,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, Engine, assembled, bulk, ids_of, placeholders, records, rows_of},
+    engine::{Engine, assembled, ids_of, keys, records},
     leases::micros,
     outbox::Message,
     row,
@@ -97,35 +97,40 @@ impl Store {
         let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
         let claims = "SELECT r.task_id, r.resource, r.exclusive FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
                       WHERE t.state IN ('waiting', 'accepted', 'running') ORDER BY r.resource";
-        let mut claims = by_task(sqlx::query(claims).fetch_all(&self.pool).await?)?;
-        rows.iter().map(|r| live(r, &mut claims)).collect()
+        let mut claims = by_task(&sqlx::query(claims).fetch_all(&self.pool).await?)?;
+        let of = |r: &AnyRow| {
+            live(
+                r,
+                claims
+                    .remove(&r.try_get::<String, _>("task_id")?)
+                    .unwrap_or_default(),
+            )
+        };
+        rows.iter().map(of).collect()
     }
 
     /// Those of `ids` that are not at their end, oldest first.
     pub async fn live_among(&self, ids: &[TaskId]) -> Result<Vec<LiveTask>, StoreError> {
-        let mut found = Vec::new();
-        for chunk in ids.chunks(CHUNK) {
-            let list = placeholders(1, chunk.len());
-            let sql = format!(
-                "SELECT {LIVE_COLUMNS} FROM tasks WHERE task_id IN ({list}) \
-                 AND state IN ('waiting', 'accepted', 'running')"
-            );
-            let mut query = sqlx::query(assembled(sql));
-            let claims = format!(
-                "SELECT task_id, resource, exclusive FROM task_resources WHERE task_id IN ({list}) ORDER BY resource"
-            );
-            let mut claims = sqlx::query(assembled(claims));
-            for id in chunk {
-                query = query.bind(id.to_string());
-                claims = claims.bind(id.to_string());
+        let sql = format!(
+            "SELECT {LIVE_COLUMNS}, resource, exclusive FROM {} JOIN tasks t ON t.task_id = r.id \
+             LEFT JOIN (SELECT task_id AS of, resource, exclusive FROM task_resources) AS x ON x.of = t.task_id \
+             WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
+            keys(self.engine, &[("id", "text")])
+        );
+        let rows = sqlx::query(assembled(sql))
+            .bind(ids_of(ids))
+            .fetch_all(&self.pool)
+            .await?;
+        let mut found: Vec<LiveTask> = Vec::with_capacity(ids.len());
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            if found.last().is_none_or(|task| task.id != id) {
+                found.push(live(r, Vec::new())?);
             }
-            let rows = query.fetch_all(&self.pool).await?;
-            let mut claims = by_task(claims.fetch_all(&self.pool).await?)?;
-            for r in &rows {
-                found.push(live(r, &mut claims)?);
+            if let (Some(task), Some(claim)) = (found.last_mut(), claim(r)?) {
+                task.claims.push(claim);
             }
         }
-        found.sort_by_key(|t| (t.created, t.id));
         Ok(found)
     }
 
@@ -133,7 +138,8 @@ impl Store {
     pub async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
         let sql = match self.engine {
             Engine::Postgres => {
-                "SELECT DISTINCT t.task_id FROM jsonb_to_recordset(CAST($1 AS jsonb)) AS gap(r text, f bigint, u bigint) \
+                "SELECT DISTINCT t.task_id FROM (SELECT * FROM json_to_recordset(CAST($1 AS json)) AS j(r text, f bigint, u bigint) \
+                 LIMIT json_array_length(CAST($1 AS json))) AS gap \
                  JOIN task_resources x ON x.resource = gap.r AND x.created BETWEEN gap.f AND gap.u \
                  JOIN tasks t ON t.task_id = x.task_id WHERE t.state = 'waiting'"
             }
@@ -164,13 +170,10 @@ impl Store {
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
         // A grant that a crash takes is one that was never made: no claim can have outlived it.
         let mut tx = self.begin_repeatable().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
+        let now = tx.require_epoch(ROLE, epoch).await?;
         let mut origins = Origins::new();
         let granted = tx.accept(epoch, grants, now, &mut origins).await?;
         tx.reserve(&granted, now).await?;
-        let ids: Vec<TaskId> = granted.iter().map(|(grant, _)| grant.id).collect();
-        tx.close_requests(&ids).await?;
         let messages: Vec<_> = granted
             .iter()
             .map(|(grant, attempt)| {
@@ -191,8 +194,7 @@ impl Store {
     /// long. The attempt stays the same, so that of two messages only one claims. Answers how many.
     pub async fn resend_unclaimed(&self, epoch: Epoch, older_than: Duration) -> Result<u64, StoreError> {
         let mut tx = self.begin().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
+        let now = tx.require_epoch(ROLE, epoch).await?;
         // One that is being claimed just now needs no second message.
         let unclaimed = tx.locking(
             "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' \
@@ -230,8 +232,7 @@ impl Store {
         max_attempts: i64,
     ) -> Result<Vec<(TaskId, Revoked)>, StoreError> {
         let mut tx = self.begin().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
+        let now = tx.require_epoch(ROLE, epoch).await?;
         let sql = tx.locking(
             "SELECT t.task_id, t.lost, t.restartable, t.worker_name, t.cancel_requested FROM tasks t WHERE t.state = 'running' \
              AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.name = t.worker_name AND w.incarnation = t.incarnation AND w.expires >= $1) \
@@ -275,8 +276,7 @@ impl Store {
     /// Ends tasks that were asked to stop more than `grace` ago and still run. Their worker's commit is fenced.
     pub async fn force_cancel(&self, epoch: Epoch, grace: Duration) -> Result<Vec<TaskId>, StoreError> {
         let mut tx = self.begin().await?;
-        tx.require_epoch(ROLE, epoch).await?;
-        let now = tx.now().await?;
+        let now = tx.require_epoch(ROLE, epoch).await?;
         let sql = tx.locking(
             "SELECT task_id FROM tasks WHERE state = 'running' AND cancel_requested < $1 FOR UPDATE SKIP LOCKED",
         );
@@ -320,55 +320,69 @@ impl Tx {
         now: Timestamp,
         origins: &mut Origins,
     ) -> Result<Vec<(&'g Grant, Attempt)>, StoreError> {
-        let mut granted = Vec::with_capacity(grants.len());
-        for chunk in grants.chunks(CHUNK) {
-            let sql = format!(
-                "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $1, accepted = $2 \
-                 WHERE state = 'waiting' AND COALESCE(not_before, 0) <= $2 AND task_id IN ({}) RETURNING task_id, attempt, created, traceparent, tracestate",
-                placeholders(3, chunk.len())
-            );
-            let mut query = bulk(sql, chunk.len()).bind(epoch.0).bind(now.micros());
-            for grant in chunk {
-                query = query.bind(grant.id.to_string());
+        let ids: Vec<TaskId> = grants.iter().map(|grant| grant.id).collect();
+        // What is stood for by an open request is so since its birth, so that whoever stands for none never will.
+        let sql = format!(
+            "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $2, accepted = $3 FROM {} \
+             WHERE task_id = r.id AND state = 'waiting' AND COALESCE(not_before, 0) <= $3 \
+             RETURNING task_id, attempt, created, traceparent, tracestate, \
+             (SELECT COUNT(*) FROM open_requests o WHERE o.task_id = tasks.task_id) AS requests",
+            keys(self.engine, &[("id", "text")])
+        );
+        let rows = sqlx::query(assembled(sql))
+            .bind(ids_of(&ids))
+            .bind(epoch.0)
+            .bind(now.micros())
+            .fetch_all(self.on())
+            .await?;
+        let (mut attempts, mut requested) = (HashMap::with_capacity(rows.len()), Vec::new());
+        for r in &rows {
+            let id: TaskId = row::parsed(r, "task_id")?;
+            origins.insert(id, (row::trace(r)?, row::instant(r, "created")?));
+            attempts.insert(id, Attempt(r.try_get("attempt")?));
+            if r.try_get::<i64, _>("requests")? > 0 {
+                requested.push(id);
             }
-            let mut attempts: HashMap<TaskId, Attempt> = HashMap::new();
-            for r in query.fetch_all(self.on()).await? {
-                let id: TaskId = row::parsed(&r, "task_id")?;
-                origins.insert(id, (row::trace(&r)?, row::instant(&r, "created")?));
-                attempts.insert(id, Attempt(r.try_get("attempt")?));
-            }
-            // Taken out, so that a task that stands twice in `grants` is granted once.
-            granted.extend(
-                chunk
-                    .iter()
-                    .filter_map(|g| attempts.remove(&g.id).map(|attempt| (g, attempt))),
-            );
         }
-        Ok(granted)
+        self.close_requests(&requested).await?;
+        // Taken out, so that a task that stands twice in `grants` is granted once.
+        Ok(grants
+            .iter()
+            .filter_map(|g| attempts.remove(&g.id).map(|attempt| (g, attempt)))
+            .collect())
     }
 
     /// Reserves what the granted tasks take; the database refuses a conflict.
     async fn reserve(&mut self, granted: &[(&Grant, Attempt)], now: Timestamp) -> Result<(), StoreError> {
-        let wanted: Vec<(TaskId, &Claim)> = granted
+        let of = |grant: &Grant, claim: &Claim| {
+            json!({
+                "id": grant.id, "resource": claim.resource, "place": place(grant.id),
+                "exclusive": i64::from(claim.mode == LockMode::Exclusive),
+            })
+        };
+        let rows: Vec<Value> = granted
             .iter()
-            .flat_map(|(grant, _)| grant.claims.iter().map(|claim| (grant.id, claim)))
+            .flat_map(|(grant, _)| grant.claims.iter().map(|claim| of(grant, claim)))
             .collect();
-        for chunk in wanted.chunks(CHUNK) {
-            let sql = format!(
-                "INSERT INTO reservations (resource, task_id, exclusive, place, granted) VALUES {}",
-                rows_of(5, chunk.len())
-            );
-            let mut query = bulk(sql, chunk.len());
-            for (id, claim) in chunk {
-                query = query
-                    .bind(claim.resource.as_str())
-                    .bind(id.to_string())
-                    .bind(i64::from(claim.mode == LockMode::Exclusive))
-                    .bind(place(*id))
-                    .bind(now.micros());
-            }
-            query.execute(self.on()).await?;
+        if rows.is_empty() {
+            return Ok(());
         }
+        let fields = [
+            ("id", "text"),
+            ("resource", "text"),
+            ("place", "bigint"),
+            ("exclusive", "bigint"),
+        ];
+        let sql = format!(
+            "INSERT INTO reservations (resource, task_id, exclusive, place, granted) \
+             SELECT r.resource, r.id, r.exclusive, r.place, CAST($2 AS BIGINT) FROM {}",
+            records(self.engine, &fields)
+        );
+        sqlx::query(assembled(sql))
+            .bind(Value::Array(rows).to_string())
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
         Ok(())
     }
 
@@ -436,21 +450,27 @@ fn worker_lost(id: TaskId, worker: &str, lost: i64) -> CodedError {
     CodedError::new(ErrorCode::WORKER_LOST, text).with("task_id", id)
 }
 
-fn by_task(rows: Vec<AnyRow>) -> Result<HashMap<String, Vec<Claim>>, StoreError> {
+fn by_task(rows: &[AnyRow]) -> Result<HashMap<String, Vec<Claim>>, StoreError> {
     let mut claims: HashMap<String, Vec<Claim>> = HashMap::new();
     for r in rows {
-        let resource = ResourceKey::from_stored(r.try_get::<String, _>("resource")?);
-        let mode = if r.try_get::<i64, _>("exclusive")? != 0 {
-            LockMode::Exclusive
-        } else {
-            LockMode::Shared
-        };
-        claims
-            .entry(r.try_get("task_id")?)
-            .or_default()
-            .push(Claim { resource, mode });
+        let of = claims.entry(r.try_get("task_id")?).or_default();
+        of.extend(claim(r)?);
     }
     Ok(claims)
+}
+
+/// The claim that a row tells of; none of a task without any.
+fn claim(found: &AnyRow) -> Result<Option<Claim>, StoreError> {
+    let Some(resource) = found.try_get::<Option<String>, _>("resource")? else {
+        return Ok(None);
+    };
+    let mode = if found.try_get::<i64, _>("exclusive")? != 0 {
+        LockMode::Exclusive
+    } else {
+        LockMode::Shared
+    };
+    let resource = ResourceKey::from_stored(resource);
+    Ok(Some(Claim { resource, mode }))
 }
 
 fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
@@ -458,10 +478,9 @@ fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
     TaskClass::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.class", format!("unknown class {text}")))
 }
 
-fn live(found: &AnyRow, claims: &mut HashMap<String, Vec<Claim>>) -> Result<LiveTask, StoreError> {
-    let id: TaskId = row::parsed(found, "task_id")?;
+fn live(found: &AnyRow, claims: Vec<Claim>) -> Result<LiveTask, StoreError> {
     Ok(LiveTask {
-        id,
+        id: row::parsed(found, "task_id")?,
         state: state(found)?,
         attempt: Attempt(found.try_get("attempt")?),
         class: class(found)?,
@@ -470,7 +489,7 @@ fn live(found: &AnyRow, claims: &mut HashMap<String, Vec<Claim>>) -> Result<Live
         schema_version: found.try_get("schema_version")?,
         not_before: row::optional_instant(found, "not_before")?,
         steps_aside: found.try_get::<i64, _>("steps_aside")? != 0,
-        claims: claims.remove(&id.to_string()).unwrap_or_default(),
+        claims,
         created: row::instant(found, "created")?,
     })
 }

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pulp_model::Epoch;
+use pulp_model::{Epoch, Timestamp};
 use sqlx::Row as _;
 
-use crate::{Engine, Store, StoreError, Tx};
+use crate::{Engine, Store, StoreError, Tx, engine::assembled};
 
 impl Store {
     /// Takes the lease of `role` if nobody holds a live one; `None` if somebody does.
@@ -77,20 +77,25 @@ impl Tx {
     /// Refuses to go on unless `epoch` is the current one of `role`. The row lock makes a take-over wait until
     /// this transaction ends: a check that only reads lets stale commits through. PostgreSQL ends the transaction if
     /// nothing comes for two seconds, so that a leader that was cut off in its middle doesn't hold up its successor.
-    pub(crate) async fn require_epoch(&mut self, role: &str, epoch: Epoch) -> Result<(), StoreError> {
+    /// Tells the time, by the database's clock.
+    pub(crate) async fn require_epoch(&mut self, role: &str, epoch: Epoch) -> Result<Timestamp, StoreError> {
+        let clock = self.engine.clock();
         let sql = match self.engine {
-            Engine::Postgres => {
-                "SELECT epoch, set_config('idle_in_transaction_session_timeout', '2000', true) AS idle \
+            Engine::Postgres => format!(
+                "SELECT epoch, set_config('idle_in_transaction_session_timeout', '2000', true) AS idle, {clock} AS now \
                  FROM leases WHERE role = $1 FOR SHARE"
-            }
-            Engine::Sqlite => "SELECT epoch FROM leases WHERE role = $1",
+            ),
+            Engine::Sqlite => format!("SELECT epoch, {clock} AS now FROM leases WHERE role = $1"),
         };
-        let found = sqlx::query(sql).bind(role).fetch_optional(self.on()).await?;
-        let current: Option<i64> = found.map(|r| r.try_get("epoch")).transpose()?;
-        if current == Some(epoch.0) {
-            Ok(())
-        } else {
-            Err(StoreError::LeadershipLost)
+        let found = sqlx::query(assembled(sql))
+            .bind(role)
+            .fetch_optional(self.on())
+            .await?;
+        match found {
+            Some(found) if found.try_get::<i64, _>("epoch")? == epoch.0 => {
+                Ok(Timestamp(found.try_get("now")?))
+            }
+            _ => Err(StoreError::LeadershipLost),
         }
     }
 }

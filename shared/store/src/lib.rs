@@ -6,8 +6,10 @@
 
 mod engine;
 mod error;
+mod lookups;
 mod migrate;
 mod patience;
+mod pool;
 mod row;
 mod together;
 

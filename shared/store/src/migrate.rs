@@ -59,9 +59,11 @@ impl Store {
         match self.engine {
             // One transaction around all: the writer's place keeps other processes out.
             Engine::Sqlite => {
-                let mut tx = self.begin().await?;
-                migrator.run(tx.on().inner).await.map_err(failed)?;
-                tx.commit().await
+                let _turn = self.writer_turn().await;
+                // The library's own, for it opens others within.
+                let mut tx = self.pool.inner.begin_with("BEGIN IMMEDIATE").await?;
+                migrator.run(&mut *tx).await.map_err(failed)?;
+                Ok(tx.commit().await?)
             }
             // An advisory lock keeps the others out. A table may take longer to rewrite, or another process to
             // finish, than an everyday statement may last; so the connection is not one of the pool's.

@@ -3,15 +3,23 @@
 //! A row is deleted only after the broker has confirmed its message. Bodies are those of the broker's wire
 //! format; this crate treats them as text but for the few that its own state changes cause.
 
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
 use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
 use pulp_trace::TraceContext;
 use serde_json::{Value, json};
 use sqlx::Row as _;
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, Engine, bulk, placeholders, rows_of},
+    engine::{Engine, assembled, keys, records},
+    leases::micros,
 };
 
 /// A message that waits for the relay.
@@ -38,9 +46,67 @@ pub struct OutboxBatch {
     store: Store,
 }
 
+/// What this process has committed and not sent yet, for its relay to send at once; the rows are there for when it can't.
+#[derive(Default)]
+pub(crate) struct Fresh {
+    rows: Mutex<VecDeque<OutboxRow>>,
+    bell: Notify,
+}
+
+/// So many messages are kept for the relay at most. Those beyond wait in their rows alone.
+const FRESH_AT_MOST: usize = 10_000;
+
+impl Fresh {
+    /// Messages of a transaction that was committed.
+    pub(crate) fn committed(&self, rows: Vec<OutboxRow>) {
+        if rows.is_empty() {
+            return;
+        }
+        {
+            let mut fresh = self.lock();
+            let room = FRESH_AT_MOST.saturating_sub(fresh.len());
+            fresh.extend(rows.into_iter().take(room));
+        }
+        self.bell.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<OutboxRow>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Store {
+    /// Waits until a commit of this process left rows in the outbox.
+    pub async fn outbox_rung(&self) {
+        self.fresh.bell.notified().await;
+    }
+
+    /// Messages that this process has committed a moment ago, at most `limit`, in the order of the commits; each is given
+    /// once. Sent without being looked up, they are to be [forgotten](Self::forget_sent) once they are confirmed.
+    /// One that is not is found by [`Store::outbox_batch`] like those of other processes.
+    pub fn outbox_fresh(&self, limit: u32) -> Vec<OutboxRow> {
+        let mut fresh = self.fresh.lock();
+        let many = fresh.len().min(limit as usize);
+        fresh.drain(..many).collect()
+    }
+
+    /// These were found by their rows; [`Store::outbox_fresh`] need not give them.
+    pub fn outbox_not_fresh(&self, rows: &[OutboxRow]) {
+        let mut fresh = self.fresh.lock();
+        if !fresh.is_empty() {
+            let found: HashSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+            fresh.retain(|row| !found.contains(row.id.as_str()));
+        }
+    }
+
     /// Takes up to `limit` waiting messages, passing over those that another relay holds.
     pub async fn outbox_batch(&self, limit: u32) -> Result<OutboxBatch, StoreError> {
+        self.outbox_left_for(Duration::ZERO, limit).await
+    }
+
+    /// Takes up to `limit` messages that have waited for `age`: long enough for whoever committed them to have
+    /// sent them. Passes over those that another relay holds.
+    pub async fn outbox_left_for(&self, age: Duration, limit: u32) -> Result<OutboxBatch, StoreError> {
         // On SQLite the writer's place must not be held while the broker is waited for. Two relays may then
         // take the same row; consumers are idempotent.
         let tx = match self.engine {
@@ -53,15 +119,17 @@ impl Store {
             tx,
             store: self.clone(),
         };
+        let sql = format!(
+            "SELECT id, queue, body, traceparent, tracestate FROM outbox WHERE created <= {} - $1 ORDER BY id LIMIT $2",
+            self.engine.clock()
+        );
+        let (age, limit) = (micros(age), i64::from(limit));
         let found = if let Some(tx) = &mut batch.tx {
-            let sql = "SELECT id, queue, body, traceparent, tracestate FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED";
-            sqlx::query(sql).bind(i64::from(limit)).fetch_all(tx.on()).await?
+            let sql = assembled(sql + " FOR UPDATE SKIP LOCKED");
+            sqlx::query(sql).bind(age).bind(limit).fetch_all(tx.on()).await?
         } else {
-            let sql = "SELECT id, queue, body, traceparent, tracestate FROM outbox ORDER BY id LIMIT $1";
-            sqlx::query(sql)
-                .bind(i64::from(limit))
-                .fetch_all(&self.pool)
-                .await?
+            let query = sqlx::query(assembled(sql)).bind(age).bind(limit);
+            query.fetch_all(&self.pool).await?
         };
         for row in found {
             batch.rows.push(OutboxRow {
@@ -72,6 +140,16 @@ impl Store {
             });
         }
         Ok(batch)
+    }
+
+    /// Deletes messages that the broker confirmed.
+    pub async fn forget_sent(&self, confirmed: &[String]) -> Result<(), StoreError> {
+        if confirmed.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.begin_repeatable().await?;
+        tx.forget_sent(confirmed).await?;
+        tx.commit().await
     }
 
     /// How many messages wait.
@@ -93,19 +171,7 @@ impl OutboxBatch {
             Some(tx) => tx,
             None => self.store.begin().await?,
         };
-        for chunk in confirmed.chunks(CHUNK) {
-            let mut query = bulk(
-                format!(
-                    "DELETE FROM outbox WHERE id IN ({})",
-                    placeholders(1, chunk.len())
-                ),
-                chunk.len(),
-            );
-            for id in chunk {
-                query = query.bind(id);
-            }
-            query.execute(tx.on()).await?;
-        }
+        tx.forget_sent(confirmed).await?;
         tx.commit().await
     }
 }
@@ -113,25 +179,45 @@ impl OutboxBatch {
 impl Tx {
     /// Leaves messages for the relay, in their order; committing rings it.
     pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
-        for chunk in messages.chunks(CHUNK) {
-            let sql = format!(
-                "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) VALUES {}",
-                rows_of(6, chunk.len())
-            );
-            let mut query = bulk(sql, chunk.len());
-            for message in chunk {
-                let trace = message.trace.clone().or_else(TraceContext::current);
-                query = query
-                    .bind(Uuid::now_v7().to_string())
-                    .bind(message.queue)
-                    .bind(message.body.to_string())
-                    .bind(trace.as_ref().map(TraceContext::traceparent))
-                    .bind(trace.as_ref().and_then(TraceContext::tracestate))
-                    .bind(now.micros());
-            }
-            query.execute(self.on()).await?;
-            self.rings_relay = true;
+        if messages.is_empty() {
+            return Ok(());
         }
+        let told: Vec<OutboxRow> = messages.iter().map(Message::row).collect();
+        let rows = told
+            .iter()
+            .map(|row| {
+                json!({
+                    "id": row.id, "queue": row.queue, "body": row.body,
+                    "traceparent": row.trace.as_ref().map(TraceContext::traceparent),
+                    "tracestate": row.trace.as_ref().and_then(TraceContext::tracestate),
+                })
+            })
+            .collect();
+        let fields = ["id", "queue", "body", "traceparent", "tracestate"].map(|field| (field, "text"));
+        let insert = format!(
+            "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
+             SELECT r.id, r.queue, r.body, r.traceparent, r.tracestate, CAST($2 AS BIGINT) FROM {}",
+            records(self.engine, &fields)
+        );
+        sqlx::query(assembled(insert))
+            .bind(Value::Array(rows).to_string())
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        self.told.extend(told);
+        Ok(())
+    }
+
+    async fn forget_sent(&mut self, confirmed: &[String]) -> Result<(), StoreError> {
+        let sql = format!(
+            "DELETE FROM outbox WHERE id IN (SELECT r.id FROM {})",
+            keys(self.engine, &[("id", "text")])
+        );
+        let rows = confirmed.iter().map(|id| json!({ "id": id })).collect();
+        sqlx::query(assembled(sql))
+            .bind(Value::Array(rows).to_string())
+            .execute(self.on())
+            .await?;
         Ok(())
     }
 }
@@ -169,6 +255,16 @@ impl Message {
             queue: class.as_str(),
             body: json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch}),
             trace: None,
+        }
+    }
+
+    /// As it stands in the outbox.
+    fn row(&self) -> OutboxRow {
+        OutboxRow {
+            id: Uuid::now_v7().to_string(),
+            queue: self.queue.to_owned(),
+            body: self.body.to_string(),
+            trace: self.trace.clone().or_else(TraceContext::current),
         }
     }
 

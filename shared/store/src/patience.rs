@@ -8,10 +8,7 @@
 use std::{io, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream, stream::BoxStream};
-use sqlx::{
-    Any, AnyConnection, AnyPool, Connection as _, Either, Error, Execute, Executor, SqlStr, Transaction,
-    any::AnyRow,
-};
+use sqlx::{Any, AnyConnection, Connection as _, Either, Error, Execute, Executor, SqlStr, any::AnyRow};
 
 use crate::Engine;
 
@@ -20,7 +17,7 @@ use crate::Engine;
 const LONGEST_ANSWER: Duration = Duration::from_secs(35);
 
 /// How long a connection that comes back to the pool may take to show that it lives.
-const LONGEST_SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+pub(crate) const LONGEST_SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// How long an engine is waited for; none for SQLite, which is in this process.
 #[derive(Clone, Copy, Debug)]
@@ -80,97 +77,75 @@ pub(crate) async fn lives(connection: &mut AnyConnection, engine: Engine) -> Res
     Ok(true)
 }
 
-/// The pool, whose statements are waited for with patience.
-#[derive(Clone, Debug)]
-pub(crate) struct Pool {
-    pub(crate) inner: AnyPool,
-    pub(crate) patience: Patience,
-}
-
 /// A transaction's connection, waited for with patience.
 #[derive(Debug)]
 pub(crate) struct Patient<'c> {
-    pub(crate) inner: &'c mut AnyConnection,
+    /// None answers every statement as a closed pool does.
+    pub(crate) inner: Option<&'c mut AnyConnection>,
     pub(crate) patience: Patience,
 }
 
-macro_rules! executes_with_patience {
-    ($executor:ty) => {
-        impl<'c> Executor<'c> for $executor {
-            type Database = Any;
+impl<'c> Executor<'c> for Patient<'c> {
+    type Database = Any;
 
-            fn fetch_many<'e, 'q: 'e, E>(
-                self,
-                query: E,
-            ) -> BoxStream<'e, Result<Either<sqlx::any::AnyQueryResult, AnyRow>, Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Any>,
-            {
-                self.patience.wait_for_each(self.inner().fetch_many(query))
-            }
-
-            fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<AnyRow>, Error>>
-            where
-                'c: 'e,
-                E: 'q + Execute<'q, Any>,
-            {
-                self.patience
-                    .wait(self.inner().fetch_optional(query))
-                    .boxed()
-            }
-
-            fn prepare_with<'e>(
-                self,
-                sql: SqlStr,
-                parameters: &'e [sqlx::any::AnyTypeInfo],
-            ) -> BoxFuture<'e, Result<sqlx::any::AnyStatement, Error>>
-            where
-                'c: 'e,
-            {
-                self.patience
-                    .wait(self.inner().prepare_with(sql, parameters))
-                    .boxed()
-            }
-
-            fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Any>, Error>>
-            where
-                'c: 'e,
-            {
-                self.patience.wait(self.inner().describe(sql)).boxed()
-            }
+    fn fetch_many<'e, 'q: 'e, E>(
+        self,
+        query: E,
+    ) -> BoxStream<'e, Result<Either<sqlx::any::AnyQueryResult, AnyRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Any>,
+    {
+        match self.inner {
+            Some(connection) => self.patience.wait_for_each(connection.fetch_many(query)),
+            None => stream::once(std::future::ready(Err(Error::PoolClosed))).boxed(),
         }
-    };
-}
-
-impl<'c> Patient<'c> {
-    fn inner(self) -> &'c mut AnyConnection {
-        self.inner
-    }
-}
-
-impl Pool {
-    fn inner(&self) -> &AnyPool {
-        &self.inner
     }
 
-    /// Begins a transaction by a statement of one's own.
-    pub(crate) async fn begin_with(
-        &self,
-        statement: &'static str,
-    ) -> Result<Transaction<'static, Any>, Error> {
-        self.patience.wait(self.inner.begin_with(statement)).await
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<AnyRow>, Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Any>,
+    {
+        match self.inner {
+            Some(connection) => self.patience.wait(connection.fetch_optional(query)).boxed(),
+            None => std::future::ready(Err(Error::PoolClosed)).boxed(),
+        }
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [sqlx::any::AnyTypeInfo],
+    ) -> BoxFuture<'e, Result<sqlx::any::AnyStatement, Error>>
+    where
+        'c: 'e,
+    {
+        match self.inner {
+            Some(connection) => self
+                .patience
+                .wait(connection.prepare_with(sql, parameters))
+                .boxed(),
+            None => std::future::ready(Err(Error::PoolClosed)).boxed(),
+        }
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<sqlx::Describe<Any>, Error>>
+    where
+        'c: 'e,
+    {
+        match self.inner {
+            Some(connection) => self.patience.wait(connection.describe(sql)).boxed(),
+            None => std::future::ready(Err(Error::PoolClosed)).boxed(),
+        }
     }
 }
-
-executes_with_patience!(&'c Pool);
-executes_with_patience!(Patient<'c>);
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::StoreError;
+    use crate::{StoreError, pool::Pool};
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_never_comes_is_not_waited_for_for_ever() {
@@ -208,8 +183,8 @@ mod tests {
             .unwrap()
             .create_database("silent")
             .unwrap();
-        let pool = Pool {
-            inner: sqlx::any::AnyPoolOptions::new()
+        let pool = Pool::new(
+            sqlx::any::AnyPoolOptions::new()
                 .max_connections(1)
                 .after_release(|connection, _| {
                     Box::pin(async move { lives(connection, Engine::Postgres).await })
@@ -219,16 +194,16 @@ mod tests {
                     url
                 })
                 .unwrap(),
-            patience: Patience(Some(Duration::from_millis(200))),
-        };
+            Patience(Some(Duration::from_millis(200))),
+        );
         // The server is busy with this for longer than anybody waits, which is as good as silent.
         let told = pool.execute("SELECT pg_sleep(60)").await.unwrap_err();
         assert!(matches!(told, Error::Io(_)), "{told:?}");
         // The only place of the pool is free again once the dead connection was given up.
-        let next = pool.inner.acquire();
+        let next = pool.acquire();
         let next = tokio::time::timeout(LONGEST_SIGN_OF_LIFE * 3, next)
             .await
             .unwrap();
-        next.unwrap().ping().await.unwrap();
+        next.unwrap().patient().execute("SELECT 1").await.unwrap();
     }
 }

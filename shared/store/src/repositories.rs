@@ -126,16 +126,6 @@ impl Store {
         }
         Ok(repositories)
     }
-
-    /// Whether it exists.
-    pub async fn repository_exists(&self, id: &RepositoryId) -> Result<bool, StoreError> {
-        let sql = "SELECT 1 AS one FROM repositories WHERE repo_id = $1";
-        Ok(sqlx::query(sql)
-            .bind(id.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .is_some())
-    }
 }
 
 impl Tx {

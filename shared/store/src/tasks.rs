@@ -12,7 +12,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{CHUNK, assembled, bulk, ids_of, placeholders, records},
+    engine::{assembled, ids_of, keys, placeholders, records},
     outbox::Message,
     row,
     together::all_or_each,
@@ -318,17 +318,17 @@ impl Tx {
 
     /// These tasks stand for no later request any more.
     pub(crate) async fn close_requests(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
-        for chunk in tasks.chunks(CHUNK) {
-            let sql = format!(
-                "DELETE FROM open_requests WHERE task_id IN ({})",
-                placeholders(1, chunk.len())
-            );
-            let mut query = bulk(sql, chunk.len());
-            for id in chunk {
-                query = query.bind(id.to_string());
-            }
-            query.execute(self.on()).await?;
+        if tasks.is_empty() {
+            return Ok(());
         }
+        let sql = format!(
+            "DELETE FROM open_requests WHERE task_id IN (SELECT r.id FROM {})",
+            keys(self.engine, &[("id", "text")])
+        );
+        sqlx::query(assembled(sql))
+            .bind(ids_of(tasks))
+            .execute(self.on())
+            .await?;
         Ok(())
     }
 
@@ -495,7 +495,7 @@ impl Tx {
     pub(crate) async fn release_reservations(&mut self, tasks: &[TaskId]) -> Result<(), StoreError> {
         let sql = format!(
             "DELETE FROM reservations WHERE task_id IN (SELECT r.id FROM {})",
-            records(self.engine, &[("id", "text")])
+            keys(self.engine, &[("id", "text")])
         );
         sqlx::query(assembled(sql))
             .bind(ids_of(tasks))

@@ -31,17 +31,6 @@ impl User {
 }
 
 impl Store {
-    /// One user.
-    pub async fn user(&self, login: &Login) -> Result<Option<User>, StoreError> {
-        let sql = "SELECT login, name, password_hash, roles FROM users WHERE login = $1";
-        sqlx::query(sql)
-            .bind(login.as_str())
-            .fetch_optional(&self.pool)
-            .await?
-            .map(|r| read(&r))
-            .transpose()
-    }
-
     /// All users, by login.
     pub async fn users(&self) -> Result<Vec<User>, StoreError> {
         let sql = "SELECT login, name, password_hash, roles FROM users ORDER BY login";
@@ -151,7 +140,7 @@ impl Tx {
     }
 }
 
-fn read(found: &AnyRow) -> Result<User, StoreError> {
+pub(crate) fn read(found: &AnyRow) -> Result<User, StoreError> {
     Ok(User {
         login: row::parsed(found, "login")?,
         name: found.try_get("name")?,
