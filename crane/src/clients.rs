@@ -98,7 +98,6 @@ pub(crate) fn certificates(file: &PathBuf) -> Result<Vec<CertificateDer<'static>
 }
 
 /// The other end of a connection.
-#[derive(Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     /// What the client showed in the handshake and proved to own.
@@ -166,7 +165,7 @@ impl Gate {
 /// The client of one request. Its certificate and its token are looked at only if something protected is asked for.
 pub(crate) struct Viewer {
     gate: Option<Arc<Gate>>,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
     handed_on: Option<String>,
     entitlement: OnceLock<Option<Arc<Entitlement>>>,
     tokens: Option<Arc<TokenGate>>,
@@ -178,7 +177,7 @@ impl Viewer {
     pub(crate) fn new(
         gate: Option<Arc<Gate>>,
         tokens: Option<Arc<TokenGate>>,
-        peer: Option<Peer>,
+        peer: Option<Arc<Peer>>,
         headers: &HeaderMap,
     ) -> Self {
         // Two of them, and one is not the proxy's.

@@ -56,14 +56,11 @@ async fn v2_file(app: &App, call: &Call, repo: &V2Repo, path: &[&str]) -> Result
     };
     match path {
         ["blobs", digest] => {
-            let Some((digest, (size, path))) = digest
-                .parse::<Digest>()
-                .ok()
-                .and_then(|d| Some((d.clone(), holdings.blob(&d)?)))
-            else {
+            let digest = digest.parse::<Digest>().ok();
+            let Some((digest, size)) = digest.and_then(|d| holdings.blob(&d).map(|size| (d, size))) else {
                 return Ok(None);
             };
-            send::file(app, call, v2::blob_answer(repo, &digest, size, path))
+            send::file(app, call, v2::blob_answer(repo, &holdings, &digest, size))
                 .await
                 .map(Some)
         }

@@ -1,22 +1,17 @@
 //! The router, and what all groups of urls share.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{Request, State},
-    response::Response,
-};
+use axum::{Router, body::Body, extract::Request, response::Response};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use futures::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{Instant, timeout_at},
 };
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
     Cdn, CraneConfig, Mode, Sendfile, admin,
@@ -107,31 +102,29 @@ impl App {
 #[derive(Debug)]
 pub(crate) struct FileGone;
 
-/// All routes. Paths of registries don't fit patterns, since names have any number of parts; each group splits its
-/// own.
+/// All routes, without a listener. Paths of registries don't fit patterns, since names have any number of parts; each
+/// group splits its own.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .fallback(dispatch)
-        .layer(CatchPanicLayer::new())
-        .with_state(app)
+    Router::new().fallback(async move |request: Request| dispatch(&app, request.into_parts().0, None).await)
 }
 
-async fn dispatch(State(app): State<Arc<App>>, request: Request) -> Response {
-    trace::traced(request, |request| handle(app, request)).await
+/// Answers a request, whatever happens: what panics costs its own request.
+pub(crate) async fn dispatch(app: &App, request: Parts, peer: Option<Arc<Peer>>) -> Response {
+    let answer = trace::traced(request, |request| handle(app, request, peer));
+    let answer = AssertUnwindSafe(answer).catch_unwind().await;
+    answer.unwrap_or_else(|_| internal_error())
 }
 
-async fn handle(app: Arc<App>, request: Request) -> Response {
-    let (mut parts, _) = request.into_parts();
-    let peer = parts.extensions.remove::<Peer>();
+async fn handle(app: &App, request: Parts, peer: Option<Arc<Peer>>) -> Response {
     let call = Call {
-        viewer: Viewer::new(app.gate.clone(), app.tokens.clone(), peer.clone(), &parts.headers),
-        method: parts.method,
-        uri: parts.uri,
-        headers: parts.headers,
-        peer: peer.map(|p| p.address),
+        peer: peer.as_ref().map(|p| p.address),
+        viewer: Viewer::new(app.gate.clone(), app.tokens.clone(), peer, &request.headers),
+        method: request.method,
+        uri: request.uri,
+        headers: request.headers,
     };
     let response = match call.path() {
-        Some(path) => answer(&app, &call, &path).await,
+        Some(path) => answer(app, &call, &path).await,
         None => not_found(),
     };
     tracing::debug!(
@@ -204,9 +197,8 @@ pub(crate) struct Call {
 
 impl Call {
     /// The path, percent-decoded. None if it isn't UTF-8; then it names nothing.
-    fn path(&self) -> Option<String> {
-        let path = percent_decode_str(self.uri.path()).decode_utf8().ok()?;
-        Some(path.into_owned())
+    fn path(&self) -> Option<Cow<'_, str>> {
+        percent_decode_str(self.uri.path()).decode_utf8().ok()
     }
 
     pub(crate) fn is_read(&self) -> bool {
@@ -250,13 +242,17 @@ pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
         Ok(body) => bytes(status, "application/json", body),
         Err(error) => {
             tracing::error!(%error, "an answer can't be written as JSON");
-            bytes(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "text/plain; charset=utf-8",
-                "Internal Server Error",
-            )
+            internal_error()
         }
     }
+}
+
+fn internal_error() -> Response {
+    bytes(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "text/plain; charset=utf-8",
+        "Internal Server Error",
+    )
 }
 
 pub(crate) fn not_found() -> Response {

@@ -19,6 +19,7 @@ mod schema1;
 mod search;
 mod send;
 mod small;
+mod threads;
 mod tls;
 mod tokens;
 mod trace;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     data::{Loader, Tables},
     http_api::App,
+    threads::Threads,
 };
 pub use config::{
     Cdn, Challenge, ConfigError, CraneConfig, Entitlements, Mode, Sendfile, TlsFiles, Token, TokenAlgorithm,
@@ -47,6 +49,9 @@ pub enum CraneError {
     /// Its own certificate is of no use; the log says why.
     #[error("can't serve TLS with [tls] certificate {0} and its key; see the line before")]
     Tls(String),
+    /// The machine has no room for its threads: a limit of processes or of memory is reached.
+    #[error("can't start the threads that serve connections: {0}")]
+    Threads(std::io::Error),
     /// A part of it ended that never should; a defect.
     #[error("{0} ended unexpectedly")]
     Ended(&'static str),
@@ -60,12 +65,20 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), CraneError> {
-    run_beside(Router::new(), config, listener, shutdown).await
+    run_beside(None, config, listener, shutdown).await
 }
 
-/// As [`run`], with routes of somebody else on the same listener, which go first.
+/// Somebody else's answers on Crane's listener.
+pub struct Beside {
+    /// Requests for exactly this path are theirs.
+    pub path: &'static str,
+    /// Answers them.
+    pub router: Router,
+}
+
+/// As [`run`], with a path of somebody else on the same listener.
 pub async fn run_beside(
-    beside: Router,
+    beside: Option<Beside>,
     config: CraneConfig,
     listener: TcpListener,
     shutdown: CancellationToken,
@@ -104,13 +117,15 @@ pub async fn run_beside(
             stop.clone(),
         ));
     }
+    let threads = Threads::start().map_err(CraneError::Threads)?;
     let server = listen::Server {
-        router: beside.merge(crane.router()),
+        app: Arc::clone(&crane.app),
+        beside,
         tls,
         header_timeout,
     };
     let watching = tokio::spawn(crane.watch(stop.clone()));
-    server.run(listener, shutdown).await;
+    server.run(listener, threads, shutdown).await;
     stop.cancel();
     watching
         .await

@@ -2,15 +2,14 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
-use http::Request;
+use axum::{body::Body, response::Response};
+use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
         conn::auto::Builder,
         graceful::{GracefulShutdown, Watcher},
     },
-    service::TowerToHyperService,
 };
 use rustls::ServerConfig;
 use tokio::{
@@ -20,11 +19,14 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tower::{ServiceExt as _, service_fn};
+use tower::ServiceExt as _;
 
 use crate::{
+    Beside,
     clients::{Peer, Shown},
+    http_api::{self, App},
     reloaded::Reloaded,
+    threads::Threads,
 };
 
 /// How long requests in progress may go on after shutdown was asked for.
@@ -36,30 +38,32 @@ const STILL_THERE: Duration = Duration::from_secs(20);
 
 /// Serves connections until `shutdown`, then those requests that are in progress.
 pub(crate) struct Server {
-    pub(crate) router: Router,
+    pub(crate) app: Arc<App>,
+    pub(crate) beside: Option<Beside>,
     pub(crate) tls: Option<Arc<Reloaded<ServerConfig>>>,
     /// For the headers of a request, and for a handshake.
     pub(crate) header_timeout: Duration,
 }
 
 impl Server {
-    pub(crate) async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
+    pub(crate) async fn run(self, listener: TcpListener, threads: Threads, shutdown: CancellationToken) {
         let server = Arc::new(self);
         let graceful = GracefulShutdown::new();
         loop {
+            let serve = |stream, address| {
+                let (server, watcher) = (Arc::clone(&server), graceful.watcher());
+                async move {
+                    if let Err(error) = server.connection(stream, address, watcher).await {
+                        tracing::debug!(peer = %address, error, "a connection ended");
+                    }
+                }
+            };
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = listener.accept() => accepted,
+                accepted = threads.accept(&listener, serve) => accepted,
             };
             match accepted {
-                Ok((stream, address)) => {
-                    let (server, watcher) = (Arc::clone(&server), graceful.watcher());
-                    tokio::spawn(async move {
-                        if let Err(error) = server.connection(stream, address, watcher).await {
-                            tracing::debug!(peer = %address, error, "a connection ended");
-                        }
-                    });
-                }
+                Ok(()) => {}
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
                     tracing::error!(%error, "can't take connections");
@@ -74,7 +78,7 @@ impl Server {
     }
 
     async fn connection(
-        &self,
+        self: &Arc<Self>,
         stream: TcpStream,
         address: SocketAddr,
         watcher: Watcher,
@@ -103,7 +107,7 @@ impl Server {
     }
 
     async fn requests(
-        &self,
+        self: &Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
         http2: bool,
@@ -124,16 +128,25 @@ impl Server {
         } else {
             builder.http1_only()
         };
-        let router = self.router.clone();
-        let service = service_fn(move |mut request: Request<_>| {
-            request.extensions_mut().insert(peer.clone());
-            let answer = router.clone().oneshot(request);
-            async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+        let (server, peer) = (Arc::clone(self), Arc::new(peer));
+        let service = service_fn(move |request| {
+            let (server, peer) = (Arc::clone(&server), Arc::clone(&peer));
+            async move { Ok::<_, Infallible>(server.answer(request, peer).await) }
         });
         let connection = builder
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+            .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         watcher.watch(connection).await.map_err(|e| e.to_string())
+    }
+
+    async fn answer(&self, request: Request<Incoming>, peer: Arc<Peer>) -> Response {
+        match &self.beside {
+            Some(beside) if beside.path == request.uri().path() => {
+                let answer = beside.router.clone().oneshot(request.map(Body::new)).await;
+                answer.unwrap_or_else(|never| match never {})
+            }
+            _ => http_api::dispatch(&self.app, request.into_parts().0, Some(peer)).await,
+        }
     }
 }
 

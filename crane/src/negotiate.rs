@@ -7,57 +7,71 @@ use pulp_publication::redirect::Variants;
 use crate::data::{Folder, Held, Holdings, TagTargets};
 
 /// What a client accepts. Weights only matter where they are 0; manifests are offered as stored, best first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Accept {
     /// Anything: no header, or a wildcard.
     any: bool,
-    types: Vec<String>,
+    list: bool,
+    image: bool,
 }
 
 impl Accept {
     /// Reads all `Accept` headers; clients send one with many types, or many with one.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let (mut says, mut read) = (
+            false,
+            Self {
+                any: false,
+                list: false,
+                image: false,
+            },
+        );
         let values = headers
             .get_all(header::ACCEPT)
             .iter()
             .filter_map(|v| v.to_str().ok());
-        let types: Vec<String> = values
-            .flat_map(|v| v.split(','))
-            .filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let name = parts.next().filter(|n| !n.is_empty())?;
-                let refused = parts.any(|p| {
-                    let weight = p.strip_prefix("q=").or_else(|| p.strip_prefix("Q="));
-                    weight
-                        .and_then(|w| w.parse::<f32>().ok())
-                        .is_some_and(|w| w <= 0.0)
-                });
-                (!refused).then(|| name.to_ascii_lowercase())
-            })
-            .collect();
-        let any = types.is_empty() || types.iter().any(|t| t == "*/*" || t == "application/*");
-        Self { any, types }
-    }
-
-    fn has(&self, media_type: &MediaType) -> bool {
-        self.types.iter().any(|t| t == media_type.as_str())
+        for name in values.flat_map(|v| v.split(',')).filter_map(accepted) {
+            let is = |types: &[&str]| types.iter().any(|t| name.eq_ignore_ascii_case(t));
+            says = true;
+            read.any |= is(&["*/*", "application/*"]);
+            read.list |= is(&[MediaType::DOCKER_LIST.as_str(), MediaType::OCI_INDEX.as_str()]);
+            read.image |= is(&[
+                MediaType::DOCKER_MANIFEST.as_str(),
+                MediaType::OCI_MANIFEST.as_str(),
+            ]);
+        }
+        read.any |= !says;
+        read
     }
 
     /// Docker's and OCI's forms are one for this: a client that knows lists at all is given what is stored, as the
     /// OCI distribution specification has it.
-    fn takes_list(&self) -> bool {
-        self.any || self.has(&MediaType::DOCKER_LIST) || self.has(&MediaType::OCI_INDEX)
+    const fn takes_list(self) -> bool {
+        self.any || self.list
     }
 
-    fn takes_image(&self) -> bool {
-        self.any || self.has(&MediaType::DOCKER_MANIFEST) || self.has(&MediaType::OCI_MANIFEST)
+    const fn takes_image(self) -> bool {
+        self.any || self.image
     }
+}
+
+/// The media type of a range, such as `a/b;q=0.5`; none if it has weight 0.
+fn accepted(range: &str) -> Option<&str> {
+    let mut parts = range.split(';').map(str::trim);
+    let name = parts.next().filter(|n| !n.is_empty())?;
+    let refused = parts.any(|p| {
+        let weight = p.strip_prefix("q=").or_else(|| p.strip_prefix("Q="));
+        weight
+            .and_then(|w| w.parse::<f32>().ok())
+            .is_some_and(|w| w <= 0.0)
+    });
+    (!refused).then_some(name)
 }
 
 /// The manifest for a tag, in the order of the original Crane: the list, the list's member for linux on amd64,
 /// the image, schema 1. A client that accepts none of what is there gets what the tag names.
 pub(crate) fn choose<'a>(
-    accept: &Accept,
+    accept: Accept,
     targets: TagTargets<'a>,
     holdings: &'a Holdings,
 ) -> Option<Held<'a>> {

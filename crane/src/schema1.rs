@@ -35,11 +35,11 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
         .filter_map(|range| range.split(';').next())
-        .map(|name| name.trim().to_ascii_lowercase())
+        .map(str::trim)
         .filter(|name| !name.is_empty())
         .peekable();
     if ranges.peek().is_some() {
-        return ranges.all(|name| schema1.iter().any(|s| s.as_str() == name));
+        return ranges.all(|name| schema1.iter().any(|s| name.eq_ignore_ascii_case(s.as_str())));
     }
     let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
     let version = agent.and_then(|a| a.strip_prefix("docker/1."));

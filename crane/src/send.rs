@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     Sendfile,
+    data::{Held, Holdings},
     http_api::{App, Call, FileGone},
 };
 
@@ -36,6 +37,8 @@ const fn piece(downloads: usize) -> u64 {
 
 /// No manifest or config is larger.
 const LARGEST_JSON: u64 = 16 << 20;
+/// The digest of what is sent, on every answer that has one.
+pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// How long a year is for caches.
 const YEAR: Duration = Duration::from_hours(365 * 24);
 
@@ -50,13 +53,11 @@ pub(crate) enum Cache {
 
 /// A file to send, and how.
 pub(crate) struct FileAnswer<'a> {
-    pub(crate) path: PathBuf,
+    pub(crate) place: Place<'a>,
     /// Its bytes as the tables have it; none if they don't.
     pub(crate) size: Option<u64>,
     pub(crate) content_type: &'a str,
-    /// Of the content; makes the ETag.
-    pub(crate) etag: String,
-    pub(crate) digest: Option<&'a Digest>,
+    pub(crate) identity: Identity<'a>,
     pub(crate) cache: Cache,
     /// Whether the answer depends on `Accept`.
     pub(crate) negotiated: bool,
@@ -64,44 +65,99 @@ pub(crate) struct FileAnswer<'a> {
     pub(crate) protected: bool,
 }
 
+/// Where a file is. Its path is made only if the file is opened: most manifests are in memory.
+pub(crate) enum Place<'a> {
+    Path(PathBuf),
+    Manifest(&'a Holdings, &'a Held<'a>),
+    Blob(&'a Holdings, &'a Digest),
+}
+
+impl Place<'_> {
+    fn path(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Manifest(holdings, held) => holdings.manifest_file(held),
+            Self::Blob(holdings, digest) => holdings.blob_file(digest),
+        }
+    }
+}
+
+/// What tells content from all other content; it makes the `ETag`.
+pub(crate) enum Identity<'a> {
+    Digest(&'a Digest),
+    Name(String),
+}
+
+impl Identity<'_> {
+    const fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Digest(digest) => Some(digest),
+            Self::Name(_) => None,
+        }
+    }
+
+    /// In quotes.
+    fn etag(&self) -> Bytes {
+        let text = match self {
+            Self::Digest(digest) => ["\"", digest.algorithm().as_str(), ":", digest.hex(), "\""].concat(),
+            Self::Name(name) => ["\"", name, "\""].concat(),
+        };
+        Bytes::from(text)
+    }
+}
+
 /// Answers GET or HEAD with a file.
 pub(crate) async fn file(app: &App, call: &Call, answer: FileAnswer<'_>) -> Result<Response, FileGone> {
-    let etag = format!("\"{}\"", answer.etag);
+    let etag = answer.identity.etag();
     if call
         .header(header::IF_NONE_MATCH)
         .is_some_and(|held| matches_etag(held, &etag))
     {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        describe(app, &mut response, &answer, &etag);
+        describe(app, &mut response, &answer, etag);
         return Ok(response);
     }
     if let Some(sendfile) = &app.sendfile {
-        return named(app, sendfile, &answer, &etag).await;
+        return named(app, sendfile, &answer, etag).await;
     }
     let content = content(app, call, &answer).await?;
     let size = content.size();
     let wanted = match (call.header(header::RANGE), call.header(header::IF_RANGE)) {
         // Ranges are defined for GET alone (RFC 9110, 14.2).
-        (Some(range), held) if call.method == Method::GET && held.is_none_or(|held| held == etag) => {
+        (Some(range), held)
+            if call.method == Method::GET && held.is_none_or(|held| held.as_bytes() == etag) =>
+        {
             byte_range(range, size)
         }
         _ => Wanted::All,
     };
     let mut response = Response::new(Body::empty());
-    describe(app, &mut response, &answer, &etag);
+    describe(app, &mut response, &answer, etag);
     let headers = response.headers_mut();
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    set(headers, header::CONTENT_TYPE, answer.content_type);
+    set(
+        headers,
+        header::CONTENT_TYPE,
+        HeaderValue::from_str(answer.content_type),
+    );
     let (status, range) = match wanted {
         Wanted::All => (StatusCode::OK, 0..size),
         Wanted::Part(part) => {
             let content_range = format!("bytes {}-{}/{size}", part.start, part.end.saturating_sub(1));
-            set(headers, header::CONTENT_RANGE, &content_range);
+            set(
+                headers,
+                header::CONTENT_RANGE,
+                HeaderValue::try_from(content_range),
+            );
             (StatusCode::PARTIAL_CONTENT, part)
         }
         Wanted::Unsatisfiable => {
-            set(headers, header::CONTENT_RANGE, &format!("bytes */{size}"));
+            set(
+                headers,
+                header::CONTENT_RANGE,
+                HeaderValue::try_from(format!("bytes */{size}")),
+            );
             headers.remove(header::CONTENT_TYPE);
             (StatusCode::RANGE_NOT_SATISFIABLE, 0..0)
         }
@@ -152,19 +208,20 @@ async fn content(app: &App, call: &Call, answer: &FileAnswer<'_>) -> Result<Cont
     if let (Some(size), &Method::HEAD) = (answer.size, &call.method) {
         return Ok(Content::Known(size));
     }
-    if let Some(bytes) = answer.digest.and_then(|digest| app.small.get(digest)) {
+    if let Some(bytes) = answer.identity.digest().and_then(|digest| app.small.get(digest)) {
         return Ok(Content::Whole(bytes));
     }
-    let (path, expected) = (answer.path.clone(), answer.size);
+    let (path, expected) = (answer.place.path(), answer.size);
+    let of = path.clone();
     let read = on_disk(&app.reads, move || {
-        let (file, size) = open_now(&path, expected)?;
+        let (file, size) = open_now(&of, expected)?;
         if size > PIECE {
             return Ok(Content::Open(Arc::new(file), size));
         }
         Ok(Content::Whole(read_range(&file, &(0..size))?))
     });
-    let content = read.await.map_err(|error| gone(&answer.path, &error))?;
-    if let (Content::Whole(bytes), Some(digest)) = (&content, answer.digest) {
+    let content = read.await.map_err(|error| gone(&path, &error))?;
+    if let (Content::Whole(bytes), Some(digest)) = (&content, answer.identity.digest()) {
         app.small.put(digest, bytes);
     }
     Ok(content)
@@ -175,23 +232,32 @@ async fn named(
     app: &App,
     sendfile: &Sendfile,
     answer: &FileAnswer<'_>,
-    etag: &str,
+    etag: Bytes,
 ) -> Result<Response, FileGone> {
     // That it is there is all that is left to find out.
-    open(app, &answer.path, answer.size).await?;
+    let path = answer.place.path();
+    open(app, &path, answer.size).await?;
     let mut response = Response::new(Body::empty());
     describe(app, &mut response, answer, etag);
     let headers = response.headers_mut();
-    set(headers, header::CONTENT_TYPE, answer.content_type);
-    let path = answer.path.to_string_lossy();
+    set(
+        headers,
+        header::CONTENT_TYPE,
+        HeaderValue::from_str(answer.content_type),
+    );
+    let path = path.to_string_lossy();
     match sendfile {
-        Sendfile::XSendfile => set(headers, HeaderName::from_static("x-sendfile"), &path),
+        Sendfile::XSendfile => set(
+            headers,
+            HeaderName::from_static("x-sendfile"),
+            HeaderValue::from_str(&path),
+        ),
         Sendfile::XAccelRedirect { prefix } => {
             let path = utf8_percent_encode(&path, IN_PATH);
             set(
                 headers,
                 HeaderName::from_static("x-accel-redirect"),
-                &format!("{prefix}{path}"),
+                HeaderValue::try_from(format!("{prefix}{path}")),
             );
         }
     }
@@ -201,31 +267,39 @@ async fn named(
 /// What nginx would take for something else than a part of a path.
 const IN_PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'?').add(b'#');
 
-fn describe(app: &App, response: &mut Response, answer: &FileAnswer<'_>, etag: &str) {
+fn describe(app: &App, response: &mut Response, answer: &FileAnswer<'_>, etag: Bytes) {
     let headers = response.headers_mut();
-    set(headers, header::ETAG, etag);
-    let who = if answer.protected { "private" } else { "public" };
+    // For all that comes; to grow costs as much as the rest.
+    headers.reserve(12);
+    if answer.identity.digest().is_some() {
+        // Without its quotes it is the digest.
+        let digest = etag.slice(1..etag.len().saturating_sub(1));
+        set(headers, CONTENT_DIGEST, HeaderValue::from_maybe_shared(digest));
+    }
+    set(headers, header::ETAG, HeaderValue::from_maybe_shared(etag));
+    let is_public = !answer.protected;
     let (value, keep) = match (answer.cache, app.max_age) {
-        (Cache::Immutable, _) => (format!("{who}, max-age=31536000, immutable"), Some(YEAR)),
-        (Cache::Revalidate, None) if answer.protected => ("private, no-cache".to_owned(), None),
-        (Cache::Revalidate, None) => ("no-cache".to_owned(), None),
-        (Cache::Revalidate, Some(age)) => (format!("{who}, max-age={}", age.as_secs()), Some(age)),
+        (Cache::Immutable, _) if is_public => (
+            HeaderValue::from_static("public, max-age=31536000, immutable"),
+            Some(YEAR),
+        ),
+        (Cache::Immutable, _) => (
+            HeaderValue::from_static("private, max-age=31536000, immutable"),
+            Some(YEAR),
+        ),
+        (Cache::Revalidate, None) if is_public => (HeaderValue::from_static("no-cache"), None),
+        (Cache::Revalidate, None) => (HeaderValue::from_static("private, no-cache"), None),
+        (Cache::Revalidate, Some(age)) => {
+            let who = if is_public { "public" } else { "private" };
+            let value = HeaderValue::try_from(format!("{who}, max-age={}", age.as_secs()));
+            (value.unwrap_or(HeaderValue::from_static("no-cache")), Some(age))
+        }
     };
-    set(headers, header::CACHE_CONTROL, &value);
+    headers.insert(header::CACHE_CONTROL, value);
     // For caches from before HTTP/1.1, and because the original sent it.
     if let Some(keep) = keep {
-        set(
-            headers,
-            header::EXPIRES,
-            &httpdate::fmt_http_date(SystemTime::now() + keep),
-        );
-    }
-    if let Some(digest) = answer.digest {
-        set(
-            headers,
-            HeaderName::from_static("docker-content-digest"),
-            &digest.to_string(),
-        );
+        let expires = httpdate::fmt_http_date(SystemTime::now() + keep);
+        set(headers, header::EXPIRES, HeaderValue::try_from(expires));
     }
     if answer.negotiated {
         headers.insert(header::VARY, HeaderValue::from_static("Accept"));
@@ -233,16 +307,16 @@ fn describe(app: &App, response: &mut Response, answer: &FileAnswer<'_>, etag: &
 }
 
 /// Sets a header whose value comes from data; a value that can't be one is left out.
-fn set(headers: &mut http::HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
+fn set<E>(headers: &mut http::HeaderMap, name: HeaderName, value: Result<HeaderValue, E>) {
+    if let Ok(value) = value {
         headers.insert(name, value);
     }
 }
 
-fn matches_etag(held: &str, etag: &str) -> bool {
+fn matches_etag(held: &str, etag: &[u8]) -> bool {
     held.split(',')
         .map(str::trim)
-        .any(|h| h == "*" || h.strip_prefix("W/").unwrap_or(h) == etag)
+        .any(|h| h == "*" || h.strip_prefix("W/").unwrap_or(h).as_bytes() == etag)
 }
 
 /// Which part of a file is asked for.
@@ -405,8 +479,8 @@ mod tests {
     #[test]
     fn if_none_match_takes_lists_weak_ones_and_the_star() {
         for held in ["\"a\"", "W/\"a\"", "\"b\", \"a\"", "*"] {
-            assert!(matches_etag(held, "\"a\""), "{held}");
+            assert!(matches_etag(held, b"\"a\""), "{held}");
         }
-        assert!(!matches_etag("\"b\"", "\"a\""));
+        assert!(!matches_etag("\"b\"", b"\"a\""));
     }
 }

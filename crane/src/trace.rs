@@ -1,27 +1,28 @@
 //! A span for each request, where spans are exported; it ends with the headers of the answer.
 
-use axum::{extract::Request, response::Response};
+use axum::response::Response;
+use http::request::Parts;
 use pulp_trace::{Span, SpanKind, TraceContext};
 
 /// Answers the request as a part of the caller's trace, or of a new one.
-pub(crate) async fn traced<F>(request: Request, answer: impl FnOnce(Request) -> F) -> Response
+pub(crate) async fn traced<F>(request: Parts, answer: impl FnOnce(Parts) -> F) -> Response
 where
     F: Future<Output = Response>,
 {
     if !pulp_trace::is_exporting() {
         return answer(request).await;
     }
-    let caller = TraceContext::from_headers(request.headers());
-    let route = route(request.uri().path());
+    let caller = TraceContext::from_headers(&request.headers);
+    let route = route(request.uri.path());
     let span = Span::below(
         caller.as_ref(),
-        format!("{} {route}", request.method()),
+        format!("{} {route}", request.method),
         SpanKind::Server,
     );
     if span.is_recording() {
-        span.set("http.request.method", request.method());
+        span.set("http.request.method", &request.method);
         span.set("http.route", route);
-        span.set("url.path", request.uri().path());
+        span.set("url.path", request.uri.path());
     }
     let response = span.run(answer(request)).await;
     let status = response.status();

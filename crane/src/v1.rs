@@ -10,7 +10,7 @@ use crate::{
     data::{Tables, V1Repo},
     http_api::{self, App, Call, FileGone},
     search,
-    send::{self, Cache, FileAnswer},
+    send::{self, Cache, FileAnswer, Identity, Place},
 };
 
 /// Answers a request for `path` below `/v1/`.
@@ -167,16 +167,15 @@ pub(crate) async fn send_image(
         return Ok(None);
     };
     let answer = FileAnswer {
-        path: web.join(id).join(file),
+        place: Place::Path(web.join(id).join(file)),
         size: None,
         content_type: if file == "layer" {
             "application/octet-stream"
         } else {
             "application/json"
         },
-        etag: format!("{id}-{file}"),
-        digest: None,
         // An image's id names it, but is not a digest of these files.
+        identity: Identity::Name(format!("{id}-{file}")),
         cache: Cache::Revalidate,
         negotiated: false,
         protected: repo.protected,

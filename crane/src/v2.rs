@@ -20,7 +20,7 @@ use crate::{
     http_api::{self, App, Call, FileGone},
     negotiate::{self, Accept},
     schema1,
-    send::{self, Cache, FileAnswer},
+    send::{self, Cache, FileAnswer, Identity, Place},
     tokens,
 };
 
@@ -70,6 +70,8 @@ impl<'a> Target<'a> {
     }
 }
 
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
 type Answer = Result<Response, ApiError>;
 
 /// Answers a request for `path` below `/v2/`.
@@ -109,10 +111,9 @@ pub(crate) fn unavailable() -> Response {
 
 /// On every answer, errors and redirects too, which the original left without.
 pub(crate) fn with_version(mut response: Response) -> Response {
-    let version = HeaderName::from_static("docker-distribution-api-version");
     response
         .headers_mut()
-        .insert(version, HeaderValue::from_static("registry/2.0"));
+        .insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
     response
 }
 
@@ -235,7 +236,7 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
         holdings.manifest(digest)
     } else {
         let targets = holdings.tag(reference);
-        targets.and_then(|t| negotiate::choose(&Accept::of(&call.headers), t, &holdings))
+        targets.and_then(|t| negotiate::choose(Accept::of(&call.headers), t, &holdings))
     };
     let Some(held) = found else {
         return Ok(Err(ApiError::manifest_unknown(name, reference)));
@@ -281,10 +282,10 @@ async fn as_schema1(
     };
     let config = manifest.pointer("/config/digest").and_then(Value::as_str);
     let config = config.and_then(|digest| digest.parse().ok());
-    let Some((_, path)) = config.and_then(|digest| holdings.blob(&digest)) else {
+    let Some(config) = config.filter(|digest| holdings.blob(digest).is_some()) else {
         return Ok(None);
     };
-    let Some(config) = json(path).await? else {
+    let Some(config) = json(holdings.blob_file(&config)).await? else {
         return Ok(None);
     };
     let made = schema1::convert(&manifest, &config, &repo.registry_id, tag);
@@ -295,7 +296,7 @@ async fn as_schema1(
     let mut response = http_api::bytes(StatusCode::OK, content_type, signed.bytes);
     let headers = response.headers_mut();
     if let Ok(digest) = HeaderValue::from_str(&signed.digest.to_string()) {
-        headers.insert(HeaderName::from_static("docker-content-digest"), digest);
+        headers.insert(send::CONTENT_DIGEST, digest);
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept, User-Agent"));
@@ -305,16 +306,15 @@ async fn as_schema1(
 /// How a manifest is sent.
 pub(crate) fn manifest_answer<'a>(
     repo: &V2Repo,
-    holdings: &Holdings,
-    held: &'a Held<'_>,
+    holdings: &'a Holdings,
+    held: &'a Held<'a>,
     by_tag: bool,
 ) -> FileAnswer<'a> {
     FileAnswer {
-        path: holdings.manifest_file(held),
+        place: Place::Manifest(holdings, held),
         size: Some(held.size()),
         content_type: held.media_type().as_str(),
-        etag: held.digest.to_string(),
-        digest: Some(&held.digest),
+        identity: Identity::Digest(&held.digest),
         cache: if by_tag {
             Cache::Revalidate
         } else {
@@ -349,7 +349,7 @@ async fn blob(app: &App, call: &Call, repo: &V2Repo, digest: &str) -> Result<Ans
             &format!("blobs/{digest}"),
             Some(&digest),
         ))),
-        (Some((size, path)), _) => send::file(app, call, blob_answer(repo, &digest, size, path))
+        (Some(size), _) => send::file(app, call, blob_answer(repo, &holdings, &digest, size))
             .await
             .map(Ok),
         (None, Some(held)) => {
@@ -367,8 +367,7 @@ fn empty_layer(digest: &Digest) -> Response {
         &schema1::EMPTY_LAYER[..],
     );
     if let Ok(digest) = HeaderValue::from_str(&digest.to_string()) {
-        let name = HeaderName::from_static("docker-content-digest");
-        response.headers_mut().insert(name, digest);
+        response.headers_mut().insert(send::CONTENT_DIGEST, digest);
     }
     response
 }
@@ -376,16 +375,15 @@ fn empty_layer(digest: &Digest) -> Response {
 /// How a blob is sent.
 pub(crate) fn blob_answer<'a>(
     repo: &V2Repo,
+    holdings: &'a Holdings,
     digest: &'a Digest,
     size: u64,
-    path: std::path::PathBuf,
 ) -> FileAnswer<'a> {
     FileAnswer {
-        path,
+        place: Place::Blob(holdings, digest),
         size: Some(size),
         content_type: "application/octet-stream",
-        etag: digest.to_string(),
-        digest: Some(digest),
+        identity: Identity::Digest(digest),
         cache: Cache::Immutable,
         negotiated: false,
         protected: repo.protected,
@@ -399,8 +397,7 @@ fn redirected(app: &App, url: &str, path: &str, digest: Option<&Digest>) -> Resp
         .url(format!("{url}{path}"), now.unwrap_or_default().as_secs());
     let mut response = http_api::redirect(&url);
     if let Some(Ok(digest)) = digest.map(|d| HeaderValue::from_str(&d.to_string())) {
-        let name = HeaderName::from_static("docker-content-digest");
-        response.headers_mut().insert(name, digest);
+        response.headers_mut().insert(send::CONTENT_DIGEST, digest);
     }
     response
 }

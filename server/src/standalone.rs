@@ -189,8 +189,11 @@ fn start_roles(
     role("crane", {
         let (config, stop) = (roles::crane_config(&services.config), soft());
         // Clients that came to Crane get their tokens there: they need not reach the API.
-        let tokens = pulp_api::token_router(state);
-        Box::pin(async move { Ok(pulp_crane::run_beside(tokens, config, crane, stop).await?) })
+        let tokens = pulp_crane::Beside {
+            path: pulp_token::PATH,
+            router: pulp_api::token_router(state),
+        };
+        Box::pin(async move { Ok(pulp_crane::run_beside(Some(tokens), config, crane, stop).await?) })
     });
     role("resource-manager", {
         let (services, stop) = (services.clone(), soft());

@@ -234,7 +234,7 @@ impl Holdings {
 
     fn held(&self, row: u32) -> Option<Held<'_>> {
         let (key, _) = self.table.manifests.row(row)?;
-        self.held_as(row, key.digest()?)
+        self.held_as(row, key.digest())
     }
 
     fn held_as(&self, number: u32, digest: Digest) -> Option<Held<'_>> {
@@ -284,10 +284,14 @@ impl Holdings {
         }
     }
 
-    /// A blob's size and file.
-    pub(crate) fn blob(&self, digest: &Digest) -> Option<(u64, PathBuf)> {
-        let size = *self.table.blobs.get(&Key::of(digest)?)?;
-        Some((size, self.dir.join("blobs").join(digest.to_string())))
+    /// A blob's size; none if it isn't there.
+    pub(crate) fn blob(&self, digest: &Digest) -> Option<u64> {
+        self.table.blobs.get(&Key::of(digest)?).copied()
+    }
+
+    /// Where a blob's file is.
+    pub(crate) fn blob_file(&self, digest: &Digest) -> PathBuf {
+        self.dir.join("blobs").join(digest.to_string())
     }
 
     /// Labels of the image tagged `latest`, else of the last tag's: one image, so that a search costs two small
