@@ -21,6 +21,7 @@ pub mod figures;
 pub mod grants;
 pub mod groups;
 pub mod history;
+pub mod images;
 pub mod importers;
 pub mod leases;
 pub mod outbox;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pulp_model::{RepositoryId, Timestamp, VersionNumber, unit::V1Tag};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{FencedTx, Store, StoreError, Tx, error::duplicate, row};
@@ -216,27 +216,6 @@ impl FencedTx {
             .execute(self.on())
             .await?;
         Ok(done.rows_affected() > 0)
-    }
-
-    /// Puts `new` v1 tags over those of the same name.
-    pub async fn merge_v1_tags(&mut self, id: &RepositoryId, new: &[V1Tag]) -> Result<bool, StoreError> {
-        let select = self.locking("SELECT scratchpad FROM repositories WHERE repo_id = $1 FOR UPDATE");
-        let Some(found) = sqlx::query(select)
-            .bind(id.as_str())
-            .fetch_optional(self.on())
-            .await?
-        else {
-            return Ok(false);
-        };
-        let mut scratchpad: Map<String, Value> = row::json(&found, "scratchpad")?;
-        let merged = pulp_model::unit::merge_v1_tags(&v1_tags(&scratchpad), new);
-        scratchpad.insert("tags".to_owned(), json!(merged));
-        sqlx::query("UPDATE repositories SET scratchpad = $2 WHERE repo_id = $1")
-            .bind(id.as_str())
-            .bind(row::to_json(&scratchpad))
-            .execute(self.on())
-            .await?;
-        Ok(true)
     }
 }
 
