@@ -145,6 +145,12 @@ impl TagFilter {
         Some(self.select(names?))
     }
 
+    /// Whether a tag is named plainly: whoever does so counts on it.
+    pub fn names(&self, tag: &TagName) -> bool {
+        let plain = |p: &Pattern| matches!(p, Pattern::Plain(name) if name == tag);
+        self.include.as_ref().is_some_and(|include| include.iter().any(plain))
+    }
+
     /// The tags that are taken of those that are there.
     pub fn select(&self, there: impl IntoIterator<Item = TagName>) -> BTreeSet<TagName> {
         let mut taken = BTreeSet::new();
@@ -153,9 +159,8 @@ impl TagFilter {
             if self.exclude.iter().any(|p| p.matches(&tag)) {
                 continue;
             }
-            let named = |p: &Pattern| matches!(p, Pattern::Plain(name) if *name == tag);
             match &self.include {
-                Some(include) if include.iter().any(named) => {
+                Some(_) if self.names(&tag) => {
                     taken.insert(tag);
                     continue;
                 }
