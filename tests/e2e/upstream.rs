@@ -40,8 +40,9 @@ struct Shared {
     sending: Mutex<(usize, usize)>,
     pause: Mutex<Duration>,
     retry_after: Mutex<u64>,
-    /// How many requests are answered still, if that is limited.
+    /// How many requests are answered still, if that is limited; and when the others are.
     answered: Mutex<Option<usize>>,
+    released: tokio::sync::Notify,
 }
 
 /// How many manifests may be fetched, as Docker Hub tells it.
@@ -140,9 +141,12 @@ impl Upstream {
         manifests.insert(other.to_owned(), same);
     }
 
-    /// Answers so many requests more and leaves those after them without an answer; none answers all that come.
+    /// Answers so many requests more and lets those after them wait; none answers all, those that wait as well.
     pub(crate) fn answer_only(&self, requests: Option<usize>) {
         *self.shared.answered.lock().unwrap() = requests;
+        if requests.is_none() {
+            self.shared.released.notify_waiters();
+        }
     }
 
     /// Requests so far.
@@ -257,6 +261,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         .lock()
         .unwrap()
         .push((request.method().to_string(), path.clone()));
+    let released = shared.released.notified();
     let answers = match shared.answered.lock().unwrap().as_mut() {
         Some(0) => false,
         Some(left) => {
@@ -266,7 +271,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         None => true,
     };
     if !answers {
-        return std::future::pending().await;
+        released.await;
     }
     if path == "/v2/" {
         return Response::new(Body::from("{}"));
@@ -313,6 +318,14 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
             response = response
                 .header("ratelimit-limit", told(limit.most))
                 .header("ratelimit-remaining", told(left - u64::from(is_pull)));
+        }
+        if request
+            .headers()
+            .get("if-none-match")
+            .is_some_and(|known| *known == format!("\"{digest}\""))
+        {
+            // As docker-registry answers it.
+            return status(304);
         }
         return response.body(Body::from(bytes.clone())).unwrap();
     }
