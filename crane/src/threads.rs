@@ -81,3 +81,44 @@ impl Thread {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeMap;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_spread_evenly_and_room_is_free_again_when_they_end() {
+        let threads = Threads::start().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (began, mut begun) = mpsc::unbounded_channel();
+        for _ in 0..2 {
+            let mut clients = Vec::new();
+            for _ in 0..3 * threads.threads.len() {
+                clients.push(TcpStream::connect(address).await.unwrap());
+                let began = began.clone();
+                let serve = async move |stream: TcpStream, _| {
+                    began.send(thread::current().name().unwrap().to_owned()).unwrap();
+                    // Until the client goes.
+                    stream.readable().await.unwrap();
+                };
+                threads.accept(&listener, serve).await.unwrap();
+            }
+            let mut by_thread = BTreeMap::<String, usize>::new();
+            for _ in &clients {
+                *by_thread.entry(begun.recv().await.unwrap()).or_default() += 1;
+            }
+            assert_eq!(by_thread.len(), threads.threads.len());
+            assert!(by_thread.values().all(|count| *count == 3), "{by_thread:?}");
+            drop(clients);
+            while threads.threads.iter().any(|t| Arc::strong_count(&t.load) > 1) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
