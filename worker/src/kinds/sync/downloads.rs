@@ -76,6 +76,11 @@ impl Downloads {
         Ok(turns)
     }
 
+    /// Whether somebody else may have to end before a download of ours begins.
+    pub(super) const fn is_limited(&self) -> bool {
+        self.at_once.is_some()
+    }
+
     /// Gives downloads of ours back, whatever became of them.
     pub(super) async fn end(&self, digests: &[Digest]) -> Result<(), StoreError> {
         let ours: Vec<Digest> = {

@@ -42,18 +42,18 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A repository of another registry.
 pub(super) struct UpstreamRepository {
-    client: Client,
+    pub(super) client: Client,
     account: UpstreamAccount,
-    downloads: Downloads,
+    pub(super) downloads: Downloads,
     /// For what is on its way here.
     places: Semaphore,
     /// For what is on its way here or to the disk.
     open: Semaphore,
-    name: RegistryId,
-    content: ContentStore,
+    pub(super) name: RegistryId,
+    pub(super) content: ContentStore,
     /// Whose temporary blobs these are.
-    owner: String,
-    at_once: usize,
+    pub(super) owner: String,
+    pub(super) at_once: usize,
     throttle: Option<Throttle>,
 }
 
@@ -149,7 +149,7 @@ impl UpstreamRepository {
     }
 
     /// A span for what is asked of the upstream.
-    fn span(&self, name: &'static str) -> Span {
+    pub(super) fn span(&self, name: &'static str) -> Span {
         let span = Span::begin(name, SpanKind::Client);
         if span.is_recording() {
             // The host alone: a url may hold more than is everybody's business.
@@ -468,15 +468,20 @@ impl UpstreamRepository {
             .writer_with(&self.owner, wanted.digest.algorithm())
             .await?;
         while let Some(bytes) = reader.next().await? {
-            if let Some(throttle) = &self.throttle {
-                throttle.pass(bytes.len()).await;
-            }
+            self.pass(bytes.len()).await;
             advance.came(bytes.len() as u64);
             writer.write(bytes).await?;
         }
         // What is whole waits for the disk in nobody's way.
         drop((reader, place));
         Ok(writer.commit(&wanted.digest).await?)
+    }
+
+    /// Waits until so many bytes more may have come.
+    pub(super) async fn pass(&self, bytes: usize) {
+        if let Some(throttle) = &self.throttle {
+            throttle.pass(bytes).await;
+        }
     }
 
     fn unfit(&self, digest: &Digest, reason: &str) -> TaskError {
@@ -492,7 +497,7 @@ impl UpstreamRepository {
     }
 
     /// A fault on the way to tags and manifests.
-    fn unreadable(&self, error: &RegistryError) -> TaskError {
+    pub(super) fn unreadable(&self, error: &RegistryError) -> TaskError {
         let registry = self.client.base_url();
         self.common(error).unwrap_or_else(|| {
             let text = format!("{} can't be read from {registry}: {error}", self.name);
@@ -505,7 +510,7 @@ impl UpstreamRepository {
     }
 
     /// A fault on the way to a blob.
-    fn not_downloaded(&self, error: &RegistryError) -> TaskError {
+    pub(super) fn not_downloaded(&self, error: &RegistryError) -> TaskError {
         self.common(error).unwrap_or_else(|| {
             let text = format!("{error}; nothing was changed, and what came whole is kept for the next sync");
             let coded = CodedError::new(ErrorCode::DOWNLOAD_FAILED, text);
@@ -579,14 +584,14 @@ pub(super) struct BlobAdvance {
 }
 
 impl BlobAdvance {
-    fn came(&self, bytes: u64) {
+    pub(super) fn came(&self, bytes: u64) {
         let mut came = self.came.lock().unwrap_or_else(PoisonError::into_inner);
         *came += bytes;
         self.step
             .details(format!("{} of {} bytes", *came, self.expected.max(*came)));
     }
 
-    fn whole(&self) {
+    pub(super) fn whole(&self) {
         self.step.advance(1);
     }
 }
