@@ -1,21 +1,23 @@
 //! Which tags of an upstream repository a sync takes.
 //!
-//! Grammar of the importer's setting `tags`: a plain tag; a pattern with `*`, `?` or `[…]`; or `re:` and a regular
-//! expression that must match the whole tag. Plain tags are asked for by name, so that a filter of them alone
-//! needs no list of an upstream's tags, however many it has.
+//! Grammar of the importer's setting `tags`: a plain tag; a pattern with `*`, `?` or `[…]`; `re:` and a regular
+//! expression that must match the whole tag; or a digest, which stands for a manifest without a tag. Plain tags and
+//! digests are asked for as they are, so that a filter of them alone needs no list of an upstream's tags, however many
+//! it has.
 
 use std::collections::BTreeSet;
 
 use regex::Regex;
 use semver::{Version, VersionReq};
 
-use crate::TagName;
+use crate::{Digest, TagName};
 
 /// One entry of a list of tags.
 #[derive(Debug, Clone)]
 enum Pattern {
     Plain(TagName),
     Expression(Regex),
+    Digest(Digest),
 }
 
 impl Pattern {
@@ -26,6 +28,10 @@ impl Pattern {
         if text.contains(['*', '?', '[']) {
             return anchored(&expression_of(text)).map(Self::Expression);
         }
+        if text.contains(':') {
+            // No tag has one.
+            return text.parse().map(Self::Digest).map_err(|e| format!("{e}"));
+        }
         text.parse().map(Self::Plain).map_err(|e| format!("{e}"))
     }
 
@@ -33,6 +39,7 @@ impl Pattern {
         match self {
             Self::Plain(plain) => plain == tag,
             Self::Expression(expression) => expression.is_match(tag.as_str()),
+            Self::Digest(_) => false,
         }
     }
 }
@@ -104,6 +111,12 @@ impl TagFilter {
         };
         let include = include.map(|texts| read("tags", texts));
         let exclude = read("tags_exclude", exclude);
+        for pattern in &exclude {
+            if let Pattern::Digest(digest) = pattern {
+                let text = format!("{digest} is a digest; only tags can be excluded");
+                faults.push(("tags_exclude", text));
+            }
+        }
         let versions = versions
             .map(VersionReq::parse)
             .transpose()
@@ -135,20 +148,32 @@ impl TagFilter {
     /// The tags that are taken if they are there, where that can be told without the list of all.
     pub fn plain(&self) -> Option<BTreeSet<TagName>> {
         let include = self.include.as_ref()?;
-        let names: Option<BTreeSet<TagName>> = include
-            .iter()
-            .map(|pattern| match pattern {
-                Pattern::Plain(name) => Some(name.clone()),
-                Pattern::Expression(_) => None,
-            })
-            .collect();
-        Some(self.select(names?))
+        let mut names = BTreeSet::new();
+        for pattern in include {
+            match pattern {
+                Pattern::Plain(name) => drop(names.insert(name.clone())),
+                Pattern::Digest(_) => {}
+                Pattern::Expression(_) => return None,
+            }
+        }
+        Some(self.select(names))
+    }
+
+    /// The manifests that are taken by their digests, with or without a tag.
+    pub fn digests(&self) -> BTreeSet<Digest> {
+        let digest = |pattern: &Pattern| match pattern {
+            Pattern::Digest(digest) => Some(digest.clone()),
+            _ => None,
+        };
+        self.include.iter().flatten().filter_map(digest).collect()
     }
 
     /// Whether a tag is named plainly: whoever does so counts on it.
     pub fn names(&self, tag: &TagName) -> bool {
         let plain = |p: &Pattern| matches!(p, Pattern::Plain(name) if name == tag);
-        self.include.as_ref().is_some_and(|include| include.iter().any(plain))
+        self.include
+            .as_ref()
+            .is_some_and(|include| include.iter().any(plain))
     }
 
     /// The tags that are taken of those that are there.
@@ -231,6 +256,22 @@ mod tests {
         assert_eq!(plain, ["a"]);
         assert_eq!(include(&["a", "b*"]).plain(), None);
         assert!(include(&[]).plain().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_digest_is_a_manifest_and_no_tag() {
+        let digest = Digest::sha256("manifest");
+        let text = digest.to_string();
+        let filter = include(&["a", &text]);
+        assert_eq!(filter.digests(), BTreeSet::from([digest]));
+        assert_eq!(filter.plain().unwrap().len(), 1, "no list is needed");
+        assert_eq!(select(&include(&[&text]), &["a", "b"]), Vec::<String>::new());
+        assert!(include(&[&text]).plain().unwrap().is_empty());
+        assert_eq!(include(&[&text, "1.*"]).plain(), None);
+        assert_eq!(TagFilter::default().digests(), BTreeSet::new());
+        let faults = TagFilter::new(Some(&texts(&["sha256:abc"])), &texts(&[&text]), None, None).unwrap_err();
+        let fields: Vec<_> = faults.iter().map(|(field, _)| *field).collect();
+        assert_eq!(fields, ["tags", "tags_exclude"]);
     }
 
     #[test]

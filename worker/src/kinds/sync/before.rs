@@ -141,6 +141,12 @@ impl Before {
         }
     }
 
+    /// Whether the repository has what an upstream calls by this digest, complete.
+    pub(super) fn holds(&self, called: &Digest) -> bool {
+        let known = self.known.get(called).map_or(called, |known| &known.digest);
+        self.plan.manifests.contains(known)
+    }
+
     /// Whether the repository has a manifest just so; a list also with the members that it needs.
     pub(super) fn has(&self, manifest: &Manifest) -> bool {
         match manifest {

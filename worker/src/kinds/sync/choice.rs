@@ -110,6 +110,7 @@ fn reach(
             _ => todo.push(root.digest()),
         }
     }
+    todo.extend(tags.by_digest.iter().filter_map(|d| Some(roots.get(d)?.digest())));
     let lists: HashMap<&Digest, &ManifestListUnit> = lists.map(|l| (&l.digest, l)).collect();
     let mut reached: HashSet<&Digest> = HashSet::new();
     while let Some(digest) = todo.pop() {

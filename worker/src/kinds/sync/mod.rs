@@ -7,10 +7,15 @@
 //! Steps and their texts: pulp_docker 2.x `importers/sync.py`.
 
 mod allowance;
+mod before;
+mod by_digest;
+mod choice;
 mod downloads;
 mod known;
+mod members;
 mod plan;
 mod upstream;
+mod v1;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -22,17 +27,20 @@ use pulp_model::{
     CodedError, Digest, ErrorCode, RepositoryId, TagName, Timestamp,
     config::{self, IMPORTER_TYPE},
     history::{HistoryResult, SyncHistory},
-    image::{MAX_MANIFEST_BYTES, Manifest},
+    image::Manifest,
     importer::{ImporterSettings, importer_settings},
+    platform::{Platforms, PlatformsMode},
     task::TaskKind,
-    unit::{BlobUnit, ManifestKind, TagUnit, Unit, UnitType},
+    unit::{BlobUnit, TagUnit, Unit, UnitType},
 };
-use pulp_registry::{Reference, signed_digest};
+use pulp_registry::Reference;
 use pulp_store::attempts::Outcome;
 use serde_json::{Map, Value, json};
 
 use self::{
-    plan::{Held, PlanReport, TagPlan, Upstream, WantedBlob},
+    before::Before,
+    choice::Choice,
+    plan::{PlanReport, TagPlan, Upstream, WantedBlob},
     upstream::{BlobAdvance, Came, UpstreamRepository, WantedManifest},
 };
 use super::{Context, not_found};
@@ -59,9 +67,8 @@ pub(crate) async fn run(
     let dry_run = is_dry_run(overrides)?;
     let settings = settings(context, repo, overrides).await?;
     let upstream = UpstreamRepository::new(&settings, &context.worker, context.attempt_name())?;
-    let steps = Steps::announce(context);
     let fetched = tokio::select! {
-        fetched = fetch(context, repo, &settings, &upstream, &steps, dry_run) => fetched,
+        fetched = fetch_all(context, repo, &settings, &upstream, dry_run) => fetched,
         () = context.stop.stopped() => Err(TaskError::Stopped),
     };
     // Also of a run that failed: others need not be refused to learn what it was told.
@@ -70,7 +77,28 @@ pub(crate) async fn run(
     if dry_run {
         return tell(context, &upstream, &fetched).await;
     }
-    commit(context, repo, &settings, &upstream, fetched, &steps).await
+    commit(context, repo, &settings, &upstream, fetched).await
+}
+
+/// Fetches by each version of the API that is synced. Which of them the upstream has is asked only if there is a choice.
+async fn fetch_all(
+    context: &Context,
+    repo: &RepositoryId,
+    settings: &ImporterSettings,
+    upstream: &UpstreamRepository,
+    dry_run: bool,
+) -> Result<Fetched, TaskError> {
+    let versions = v1::Versions::of(settings, upstream).await?;
+    let mut fetched = Fetched::default();
+    if versions.v2 {
+        let steps = Steps::announce(context);
+        fetched = fetch(context, repo, settings, upstream, &steps, dry_run).await?;
+        fetched.steps = Some(steps);
+    }
+    if versions.v1 {
+        v1::fetch(context, repo, settings, upstream, dry_run, &mut fetched).await?;
+    }
+    Ok(fetched)
 }
 
 /// The importer's settings with those of the call.
@@ -84,20 +112,23 @@ async fn settings(
         importer.ok_or_else(|| not_found("importer_id", "importer of repository", repo.as_str()))?;
     let defaults = context.worker.plugin_defaults(IMPORTER_TYPE);
     let settings = importer_settings(&config::merged(&[&defaults, &importer.config, overrides]))?;
-    if !settings.enable_v2 {
-        let text =
-            "enable_v2 is false, and this release can't sync by the registry API v1; set enable_v2 to true";
-        let error = CodedError::new(ErrorCode::UNSUPPORTED_VALUE, text);
-        return Err(error.with("property_names", ["enable_v2"]).into());
-    }
     Ok(settings)
 }
 
 /// What a sync has brought here and nobody can see yet.
+#[derive(Default)]
 struct Fetched {
     plan: PlanReport,
+    /// Tags that version 2 of the upstream has, of those that the settings take.
+    there: BTreeSet<TagName>,
+    steps: Option<Steps>,
+    v1: Option<v1::Visible>,
+    /// Tag units that replace others of their names.
+    moved: u64,
     tags: Vec<TagUnit>,
     removed: BTreeSet<TagName>,
+    /// Manifests that stay though no tag may need them.
+    by_digest: BTreeSet<Digest>,
     manifests: Vec<Manifest>,
     blobs: Vec<BlobUnit>,
 }
@@ -112,21 +143,33 @@ async fn fetch(
     dry_run: bool,
 ) -> Result<Fetched, TaskError> {
     steps.metadata.begin();
-    let mut held = Before::read(context, repo).await?;
+    let mut held = Before::read(context, repo, settings).await?;
     let found = look(upstream, settings, &held, &steps.metadata).await?;
-    let tags = plan::plan_tags(&found, &held.plan, settings.remove_missing);
-    let mut came = fetch_manifests(upstream, &held, &tags).await?;
+    let mut tags = plan::plan_tags(&found, &held.plan, settings.remove_missing);
+    by_digest::plan(upstream, settings, &held, &mut tags, &steps.metadata).await?;
+    let all = fetch_manifests(upstream, settings, &held, &tags).await?;
+    let mut pulls = fetched_of(&all);
+    let (content, owner) = (&context.worker.content, context.attempt_name());
+    let Choice { mut came, left_out } =
+        choice::choose(content, &owner, settings, &held, &mut tags, all).await?;
     let mut referrers = 0;
     if settings.referrers {
-        referrers = fetch_referrers(upstream, settings, &held, &found, &mut came).await?;
+        let subjects = subjects(&found, &tags, &held, &came);
+        let more = fetch_referrers(upstream, settings, &held, subjects, &came).await?;
+        referrers = more.new;
+        pulls += fetched_of(&more.came);
+        came.extend(more.came);
     }
     steps.metadata.finish();
 
-    let pulls = came.iter().filter(|c| c.fetched).count() as u64;
     let (tag_units, unchanged) = name_tags(repo, &tags, &held, &came);
     held.hold_as_known(&came);
     let manifests: Vec<Manifest> = came.into_iter().map(|c| c.manifest).collect();
     let manifests = once(manifests, &held);
+    let new = manifests
+        .iter()
+        .filter(|m| !held.lists.contains_key(m.digest()))
+        .count();
     steps.known_manifests.all(held.plan.manifests.len() as u64);
 
     steps.known_blobs.begin();
@@ -142,13 +185,17 @@ async fn fetch(
         tags_moved: tags.moved.keys().filter(added).cloned().collect(),
         tags_removed: tags.removed.iter().cloned().collect(),
         tags_absent: tags.absent.iter().cloned().collect(),
+        manifests_absent: tags.digests_absent.iter().cloned().collect(),
+        tags_skipped: tags.skipped.iter().cloned().collect(),
         tags_unchanged: tags.unchanged.len() + unchanged.len(),
-        manifests: manifests.len(),
+        manifests: new,
+        members_left_out: left_out,
         referrers,
         upstream_pulls: pulls,
         blobs: missing.len(),
         bytes,
         blobs_reused: reused,
+        ..PlanReport::default()
     };
     if !dry_run {
         steps.download.add_total(missing.len() as u64);
@@ -161,13 +208,29 @@ async fn fetch(
         blobs.extend(upstream.blobs(missing, &advance).await?);
         steps.download.finish();
     }
+    let own = |d: &Digest| held.known.get(d).map_or(d, |known| &known.digest).clone();
+    let by_digest = tags.by_digest.iter().map(own).collect();
+    let is_there = |(_, state): &(&TagName, &Upstream)| **state != Upstream::Absent;
+    let there = found
+        .iter()
+        .filter(is_there)
+        .map(|(name, _)| name.clone())
+        .collect();
     Ok(Fetched {
+        moved: plan.tags_moved.len() as u64,
         plan,
+        there,
         tags: tag_units,
         removed: tags.removed,
+        by_digest,
         manifests,
         blobs,
+        ..Fetched::default()
     })
+}
+
+fn fetched_of(came: &[Came]) -> u64 {
+    came.iter().filter(|c| c.fetched).count() as u64
 }
 
 /// What the upstream has of what the filter takes.
@@ -204,6 +267,7 @@ async fn look(
 /// Brings here the manifests that changed tags name, then the members of those that are lists, and so on.
 async fn fetch_manifests(
     upstream: &UpstreamRepository,
+    settings: &ImporterSettings,
     held: &Before,
     tags: &TagPlan,
 ) -> Result<Vec<Came>, TaskError> {
@@ -216,21 +280,29 @@ async fn fetch_manifests(
     let by_tag = unknown.filter(|(_, digest)| digest.is_none());
     let by_tag = by_tag.map(|(name, _)| Reference::Tag(name.clone()));
     let wanted = by_digest.chain(by_tag).map(of).collect();
-    fetch_closure(upstream, wanted, held.plan.manifests.clone()).await
+    let mut known = held.plan.manifests.clone();
+    let platforms = settings.platforms.as_ref();
+    if platforms.is_some_and(|p| p.mode == PlatformsMode::Rewrite) {
+        // What a new index is made of is looked at as a whole.
+        known.retain(|d| !held.lists.contains_key(d));
+    }
+    fetch_closure(upstream, wanted, known, platforms).await
 }
 
-/// Brings here manifests, the members of those that are lists, and so on, but none that is `known`.
+/// Brings here manifests, the members of those that are lists if `platforms` take them, and so on, but none that is
+/// `known`.
 async fn fetch_closure(
     upstream: &UpstreamRepository,
     mut wanted: Vec<WantedManifest>,
     mut known: HashSet<Digest>,
+    platforms: Option<&Platforms>,
 ) -> Result<Vec<Came>, TaskError> {
     let mut all: Vec<Came> = Vec::new();
     while !wanted.is_empty() {
         let level = upstream.manifests(wanted).await?;
         known.extend(level.iter().map(|c| c.known_as.clone()));
         known.extend(level.iter().map(|c| c.manifest.digest().clone()));
-        let members = plan::unknown_members(level.iter().map(|c| &c.manifest), &known);
+        let members = plan::unknown_members(level.iter().map(|c| &c.manifest), &known, platforms);
         let types: HashMap<&Digest, _> = level
             .iter()
             .filter_map(|c| match &c.manifest {
@@ -257,27 +329,54 @@ async fn fetch_closure(
     Ok(all)
 }
 
-/// Brings here what refers to the manifests that tags name, and what refers to that in turn.
+/// What tags name, by the upstream's digests. An index that was made here of another one is no subject: whatever
+/// refers to that one vouches for other bytes.
+fn subjects(
+    found: &BTreeMap<TagName, Upstream>,
+    tags: &TagPlan,
+    held: &Before,
+    came: &[Came],
+) -> BTreeSet<Digest> {
+    let made = |c: &&Came| matches!(&c.manifest, Manifest::List(l) if l.selection.made_from.is_some());
+    let replaced: HashSet<&Digest> = came.iter().filter(made).map(|c| &c.known_as).collect();
+    let named = found.iter().filter_map(|(name, state)| match state {
+        Upstream::Digest(digest) if !tags.skipped.contains(name) => Some(digest),
+        _ => None,
+    });
+    let by_tag = came.iter().filter(|c| matches!(c.reference, Reference::Tag(_)));
+    named
+        .chain(by_tag.map(|c| &c.known_as))
+        .chain(&tags.by_digest)
+        .filter(|d| !replaced.contains(d) && !held.is_made_here(d))
+        .cloned()
+        .collect()
+}
+
+/// What refers to what tags name.
+struct Referrers {
+    came: Vec<Came>,
+    /// How many are new, without what they are made of.
+    new: usize,
+}
+
+/// Brings here what refers to `subjects`, and what refers to that in turn.
 async fn fetch_referrers(
     upstream: &UpstreamRepository,
     settings: &ImporterSettings,
     held: &Before,
-    found: &BTreeMap<TagName, Upstream>,
-    came: &mut Vec<Came>,
-) -> Result<usize, TaskError> {
-    let named = found.values().filter_map(|u| match u {
-        Upstream::Digest(digest) => Some(digest.clone()),
-        Upstream::Unknown | Upstream::Absent => None,
-    });
-    let by_tag = came.iter().filter(|c| matches!(c.reference, Reference::Tag(_)));
-    let mut subjects: BTreeSet<Digest> = named.chain(by_tag.map(|c| c.known_as.clone())).collect();
+    mut subjects: BTreeSet<Digest>,
+    here: &[Came],
+) -> Result<Referrers, TaskError> {
     let mut known = held.plan.manifests.clone();
     known.extend(
-        came.iter()
+        here.iter()
             .flat_map(|c| [c.known_as.clone(), c.manifest.digest().clone()]),
     );
     let mut asked = HashSet::new();
-    let mut new = 0;
+    let mut found = Referrers {
+        came: Vec::new(),
+        new: 0,
+    };
     for _ in 0..REFERRER_DEPTH {
         subjects.retain(|s| asked.insert(s.clone()));
         let list = upstream
@@ -295,12 +394,13 @@ async fn fetch_referrers(
                 }
             }
         }
-        new += wanted.len();
-        let more = fetch_closure(upstream, wanted, known.clone()).await?;
+        found.new += wanted.len();
+        // What refers to an image is for no platform.
+        let more = fetch_closure(upstream, wanted, known.clone(), None).await?;
         known.extend(more.iter().map(|c| c.manifest.digest().clone()));
-        came.extend(more);
+        found.came.extend(more);
     }
-    Ok(new)
+    Ok(found)
 }
 
 /// The tags to set; and those that, now that their manifest is here, turn out to be as they were.
@@ -348,7 +448,7 @@ fn once(manifests: Vec<Manifest>, held: &Before) -> Vec<Manifest> {
     let mut seen = HashSet::new();
     manifests
         .into_iter()
-        .filter(|m| !held.plan.manifests.contains(m.digest()) && seen.insert(m.digest().clone()))
+        .filter(|m| !held.has(m) && seen.insert(m.digest().clone()))
         .collect()
 }
 
@@ -425,6 +525,8 @@ fn cost(context: &Context, upstream: &UpstreamRepository, plan: &PlanReport) -> 
             "blobs": requests.blobs,
             "referrers": requests.referrers,
             "tokens": requests.tokens,
+            "images": requests.images,
+            "layers": requests.layers,
         },
         "bytes_received": requests.bytes,
         "seconds": micros as f64 / 1e6,
@@ -438,8 +540,8 @@ async fn commit(
     settings: &ImporterSettings,
     upstream: &UpstreamRepository,
     fetched: Fetched,
-    steps: &Steps,
 ) -> Result<(), TaskError> {
+    let (steps, v1) = (fetched.steps, fetched.v1);
     let (contents, tags) = (fetched.manifests.len() + fetched.blobs.len(), fetched.tags.len());
     let blobs = fetched.blobs.into_iter().map(Unit::Blob);
     let manifests = fetched.manifests.into_iter().map(|m| match m {
@@ -449,30 +551,52 @@ async fn commit(
     let units: Vec<Unit> = blobs
         .chain(manifests)
         .chain(fetched.tags.into_iter().map(Unit::Tag))
+        .chain(v1.iter().flat_map(v1::Visible::units))
         .collect();
     let removed = if settings.remove_missing {
         let current = context.worker.store.associations(repo, &[]).await?;
         let current: Vec<Unit> = current.into_iter().map(|a| a.unit).collect();
-        plan::what_goes(&current, &units, &fetched.removed)
+        let named = by_digest::named(&current, &fetched.by_digest);
+        let named: Vec<Unit> = named.cloned().collect();
+        let mut removed = if named.is_empty() {
+            plan::what_goes(&current, &units, &fetched.removed)
+        } else {
+            plan::what_goes(&current, &[&*units, &*named].concat(), &fetched.removed)
+        };
+        if let Some(v1) = &v1 {
+            let tags = context.repository_uncounted(repo).await?.v1_tags();
+            removed.extend(v1.what_goes(&current, &tags));
+        }
+        removed
     } else {
         Vec::new()
     };
     let publishes = auto_publishes(context, repo).await?;
 
-    steps.save.begin();
+    if let Some(steps) = &steps {
+        steps.save.begin();
+    }
     let mut tx = context.fence().await?;
+    if let Some(v1) = &v1 {
+        v1.tag(&mut tx, repo).await?;
+    }
     let change = tx
         .commit_change(repo, &units, &removed)
         .await?
         .ok_or_else(|| super::unknown_repository(repo))?;
-    steps.save.all(contents as u64);
-    steps.save_tags.all(tags as u64);
+    if let Some(steps) = &steps {
+        steps.save.all(contents as u64);
+        steps.save_tags.all(tags as u64);
+    }
     tx.set_synced(repo).await?;
     let mut report = cost(context, upstream, &fetched.plan);
     if let Some(report) = report.as_object_mut() {
         report.insert("repository_version".to_owned(), json!(change.number));
+        if let Some(v1) = v1.as_ref().filter(|v1| !v1.notices.is_empty()) {
+            report.insert("notices".to_owned(), json!(v1.notices));
+        }
     }
-    let moved = fetched.plan.tags_moved.len() as u64;
+    let moved = fetched.moved;
     let entry = SyncHistory {
         added_count: change.added.saturating_sub(moved) as i64,
         updated_count: moved as i64,
@@ -543,110 +667,6 @@ pub(crate) fn failure(
 ) -> Option<SyncHistory> {
     let dry_run = is_dry_run(overrides).unwrap_or(false);
     (!dry_run).then(|| history(context, repo, result, message))
-}
-
-/// The repository before the sync.
-struct Before {
-    plan: Held,
-    /// Manifests and lists by every digest that an upstream may call them by.
-    known: HashMap<Digest, Known>,
-}
-
-/// A manifest of the repository, as far as a tag needs to know it.
-#[derive(Debug, Clone)]
-struct Known {
-    digest: Digest,
-    schema_version: u8,
-    kind: ManifestKind,
-}
-
-impl Known {
-    fn tag(&self, repo: &RepositoryId, name: &TagName) -> TagUnit {
-        TagUnit {
-            name: name.clone(),
-            repo_id: repo.clone(),
-            manifest_digest: self.digest.clone(),
-            schema_version: self.schema_version,
-            manifest_type: self.kind,
-        }
-    }
-}
-
-impl Before {
-    async fn read(context: &Context, repo: &RepositoryId) -> Result<Self, TaskError> {
-        let types = [
-            UnitType::DockerManifest,
-            UnitType::DockerManifestList,
-            UnitType::DockerTag,
-        ];
-        let mut before = Self {
-            plan: Held::default(),
-            known: HashMap::new(),
-        };
-        for association in context.worker.store.associations(repo, &types).await? {
-            match association.unit {
-                Unit::Tag(tag) => {
-                    before
-                        .plan
-                        .tags
-                        .entry(tag.name)
-                        .or_default()
-                        .insert(tag.manifest_digest);
-                }
-                Unit::Manifest(m) => {
-                    let known = Known {
-                        digest: m.digest.clone(),
-                        schema_version: m.schema_version,
-                        kind: ManifestKind::Image,
-                    };
-                    if m.media_type.is_schema1()
-                        && let Some(signed) = signed_as(context, &m.digest).await?
-                    {
-                        before.hold(signed, known.clone());
-                    }
-                    before.hold(m.digest, known);
-                }
-                Unit::ManifestList(l) => {
-                    let known = Known {
-                        digest: l.digest.clone(),
-                        schema_version: l.schema_version,
-                        kind: ManifestKind::List,
-                    };
-                    before.hold(l.digest, known);
-                }
-                _ => {}
-            }
-        }
-        Ok(before)
-    }
-
-    fn hold(&mut self, digest: Digest, known: Known) {
-        self.plan.manifests.insert(digest.clone());
-        self.known.insert(digest, known);
-    }
-
-    /// Signed manifests that came under another name than they are kept under may be held under that already.
-    fn hold_as_known(&mut self, came: &[Came]) {
-        for one in came {
-            if let Some(known) = self.known.get(one.manifest.digest()).cloned() {
-                self.hold(one.known_as.clone(), known);
-            }
-        }
-    }
-}
-
-/// The digest by which a registry knows a signed manifest of schema 1; none if its file is lost.
-async fn signed_as(context: &Context, digest: &Digest) -> Result<Option<Digest>, TaskError> {
-    match context
-        .worker
-        .content
-        .read_bytes(digest, MAX_MANIFEST_BYTES)
-        .await
-    {
-        Ok(bytes) => Ok(signed_digest(&bytes)),
-        Err(ContentError::NotFound(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The steps of a sync.

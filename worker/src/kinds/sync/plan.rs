@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use pulp_model::{
     Digest, RepositoryId, TagName,
     image::Manifest,
-    unit::{ManifestKind, TagUnit, Unit},
+    platform::Platforms,
+    unit::{ManifestKind, ManifestListUnit, TagUnit, Unit},
 };
 use serde::Serialize;
+
+use super::members::taken;
 
 /// What an upstream says of a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +48,33 @@ pub(crate) struct TagPlan {
     pub(crate) removed: BTreeSet<TagName>,
     /// Those that were asked for by name and are not there.
     pub(crate) absent: BTreeSet<TagName>,
-    /// Manifests that the repository lacks and that tags name.
+    /// Those that have no image for the platforms wanted.
+    pub(crate) skipped: BTreeSet<TagName>,
+    /// Manifests that the repository lacks and that tags or the settings name.
     pub(crate) manifests: BTreeSet<Digest>,
+    /// Manifests that the settings name by digest, and that are here or upstream.
+    pub(crate) by_digest: BTreeSet<Digest>,
+    /// Those that are at neither place.
+    pub(crate) digests_absent: BTreeSet<Digest>,
+}
+
+impl TagPlan {
+    /// Leaves out tags that turn out to have nothing that is wanted: they are as if the filter didn't take them.
+    pub(crate) fn skip(
+        &mut self,
+        tags: impl IntoIterator<Item = TagName>,
+        held: &Held,
+        remove_missing: bool,
+    ) {
+        for name in tags {
+            self.added.remove(&name);
+            self.moved.remove(&name);
+            if remove_missing && held.tags.contains_key(&name) {
+                self.removed.insert(name.clone());
+            }
+            self.skipped.insert(name);
+        }
+    }
 }
 
 /// Decides about tags. `upstream` has what the filter takes, and of it only what was asked for.
@@ -137,17 +165,18 @@ pub(crate) fn plan_blobs<'a>(
     Ok(blobs)
 }
 
-/// Members of lists that are not in `known` yet, each once.
+/// Members of lists that are taken and not in `known` yet, each once.
 pub(crate) fn unknown_members<'a>(
     manifests: impl IntoIterator<Item = &'a Manifest>,
     known: &HashSet<Digest>,
+    platforms: Option<&Platforms>,
 ) -> BTreeSet<Digest> {
     let lists = manifests.into_iter().filter_map(|m| match m {
         Manifest::List(list) => Some(list),
         Manifest::Image(_) => None,
     });
     lists
-        .flat_map(|list| list.manifests.iter().map(|m| &m.digest))
+        .flat_map(|list| taken(platforms, list))
         .filter(|digest| !known.contains(*digest))
         .cloned()
         .collect()
@@ -168,22 +197,33 @@ pub(crate) fn tag_of(repo: &RepositoryId, name: &TagName, manifest: &Manifest) -
     }
 }
 
-/// What goes from a repository in mirror mode: the tags `gone`, those that `new` ones replace, and what only these
-/// reach. Units that no tag ever reached (uploads without a tag, v1 images) stay.
+/// What goes from a repository in mirror mode: the tags `gone`, those that `new` ones replace, the members that a list
+/// needs no more, and what only these reach. Units that no tag ever reached (uploads without a tag, v1 images) stay.
 pub(crate) fn what_goes(current: &[Unit], new: &[Unit], gone: &BTreeSet<TagName>) -> Vec<Unit> {
     let new_names: HashSet<&TagName> = new.iter().filter_map(as_tag).map(|t| &t.name).collect();
     let leaves = |tag: &TagUnit| gone.contains(&tag.name) || new_names.contains(&tag.name);
     let old_tags: Vec<&TagUnit> = current.iter().filter_map(as_tag).collect();
-    let graph = Graph::new(current.iter().chain(new));
+    let new_lists: HashSet<&Digest> = new.iter().filter_map(as_list).map(|l| &l.digest).collect();
+    let is_renewed = |unit: &&Unit| as_list(unit).is_some_and(|l| new_lists.contains(&l.digest));
+    let before = Graph::new(current.iter());
+    let after = Graph::new(current.iter().filter(|unit| !is_renewed(unit)).chain(new));
     let stay = old_tags.iter().copied().filter(|t| !leaves(t));
-    let kept = graph.reach(
+    let kept = after.reach(
         stay.chain(new.iter().filter_map(as_tag))
-            .map(|t| &t.manifest_digest),
+            .map(|t| &t.manifest_digest)
+            .chain(new.iter().filter_map(digest_of)),
     );
-    let left = graph.reach(old_tags.iter().filter(|t| leaves(t)).map(|t| &t.manifest_digest));
+    let renewed = current.iter().filter(is_renewed).filter_map(digest_of);
+    let left = before.reach(
+        old_tags
+            .iter()
+            .filter(|t| leaves(t))
+            .map(|t| &t.manifest_digest)
+            .chain(renewed),
+    );
     // What was never reached by a tag may still need what was.
-    let unreached = graph.nodes().filter(|d| !kept.contains(d) && !left.contains(d));
-    let unreached = graph.reach(unreached);
+    let unreached = after.nodes().filter(|d| !kept.contains(d) && !left.contains(d));
+    let unreached = after.reach(unreached);
     let goes =
         |digest: &Digest| left.contains(digest) && !kept.contains(digest) && !unreached.contains(digest);
     current
@@ -206,6 +246,23 @@ fn as_tag(unit: &Unit) -> Option<&TagUnit> {
     }
 }
 
+fn as_list(unit: &Unit) -> Option<&ManifestListUnit> {
+    match unit {
+        Unit::ManifestList(list) => Some(list),
+        _ => None,
+    }
+}
+
+/// The digest of content.
+fn digest_of(unit: &Unit) -> Option<&Digest> {
+    match unit {
+        Unit::Manifest(m) => Some(&m.digest),
+        Unit::ManifestList(l) => Some(&l.digest),
+        Unit::Blob(b) => Some(&b.digest),
+        Unit::Image(_) | Unit::Tag(_) => None,
+    }
+}
+
 /// Which content refers to which.
 struct Graph<'a> {
     edges: HashMap<&'a Digest, Vec<&'a Digest>>,
@@ -224,7 +281,7 @@ impl<'a> Graph<'a> {
                     }
                 }
                 Unit::ManifestList(l) => {
-                    let members = l.manifests.iter().map(|m| &m.digest);
+                    let members = l.needed().map(|m| &m.digest);
                     edges.entry(&l.digest).or_default().extend(members);
                     if let Some(subject) = &l.subject {
                         edges.entry(subject).or_default().push(&l.digest);
@@ -256,7 +313,7 @@ impl<'a> Graph<'a> {
 }
 
 /// A plan as people and programs read it, and as it is kept with the task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct PlanReport {
     /// Tags that are new.
     pub(crate) tags_added: Vec<TagName>,
@@ -266,10 +323,16 @@ pub(crate) struct PlanReport {
     pub(crate) tags_removed: Vec<TagName>,
     /// Tags that the settings name and the upstream doesn't have.
     pub(crate) tags_absent: Vec<TagName>,
+    /// Manifests that the settings name by digest and the upstream doesn't have.
+    pub(crate) manifests_absent: Vec<Digest>,
+    /// Tags that have no image for the platforms that the settings name.
+    pub(crate) tags_skipped: Vec<TagName>,
     /// How many tags stay as they are.
     pub(crate) tags_unchanged: usize,
     /// Manifests and lists that are new to the repository.
     pub(crate) manifests: usize,
+    /// Members of lists and indexes that the platforms left out.
+    pub(crate) members_left_out: usize,
     /// Of the manifests, those that refer to others: signatures and the like.
     pub(crate) referrers: usize,
     /// Of the manifests, those that had to be fetched: what a registry counts as pulls.
@@ -280,285 +343,30 @@ pub(crate) struct PlanReport {
     pub(crate) bytes: u64,
     /// Blobs that are new to the repository and lie here already.
     pub(crate) blobs_reused: usize,
+    /// Images of version 1 to fetch; nothing tells their bytes beforehand.
+    pub(crate) images: usize,
+    /// Images of version 1 that changed tags need and that are here already.
+    pub(crate) images_reused: usize,
+}
+
+impl PlanReport {
+    /// Puts what version 1 of the API brings to what version 2 does. A tag of both is told once.
+    pub(crate) fn add(&mut self, v1: Self) {
+        let both = |a: &mut Vec<TagName>, b: Vec<TagName>| {
+            let all: BTreeSet<TagName> = a.drain(..).chain(b).collect();
+            a.extend(all);
+        };
+        both(&mut self.tags_added, v1.tags_added);
+        both(&mut self.tags_moved, v1.tags_moved);
+        both(&mut self.tags_removed, v1.tags_removed);
+        both(&mut self.tags_absent, v1.tags_absent);
+        self.tags_moved.retain(|name| !self.tags_added.contains(name));
+        self.tags_unchanged += v1.tags_unchanged;
+        self.manifests += v1.manifests;
+        self.images += v1.images;
+        self.images_reused += v1.images_reused;
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use proptest::prelude::*;
-    use pulp_model::{
-        MediaType,
-        unit::{BlobUnit, LayerRef, ListMember, ManifestListUnit, ManifestUnit, Selection},
-    };
-
-    use super::*;
-
-    fn name(text: &str) -> TagName {
-        text.parse().unwrap()
-    }
-
-    fn digest(text: &str) -> Digest {
-        Digest::sha256(text)
-    }
-
-    fn held(tags: &[(&str, &str)]) -> Held {
-        let mut held = Held::default();
-        for (tag, manifest) in tags {
-            held.tags.entry(name(tag)).or_default().insert(digest(manifest));
-            held.manifests.insert(digest(manifest));
-        }
-        held
-    }
-
-    fn at(tags: &[(&str, Option<&str>)]) -> BTreeMap<TagName, Upstream> {
-        let state = |d: Option<&str>| d.map_or(Upstream::Absent, |d| Upstream::Digest(digest(d)));
-        tags.iter().map(|(tag, d)| (name(tag), state(*d))).collect()
-    }
-
-    fn manifest(id: &str, layers: &[&str]) -> ManifestUnit {
-        ManifestUnit {
-            digest: digest(id),
-            media_type: MediaType::OCI_MANIFEST,
-            schema_version: 2,
-            size: 1,
-            config_layer: Some(digest(&format!("config of {id}"))),
-            fs_layers: layers
-                .iter()
-                .map(|l| LayerRef {
-                    blob_sum: digest(l),
-                    size: Some(l.len() as u64),
-                    layer_type: Some(MediaType::OCI_LAYER_GZIP),
-                })
-                .collect(),
-            subject: None,
-            artifact_type: None,
-            annotations: BTreeMap::new(),
-        }
-    }
-
-    fn list(id: &str, members: &[&str]) -> ManifestListUnit {
-        ManifestListUnit {
-            digest: digest(id),
-            media_type: MediaType::OCI_INDEX,
-            schema_version: 2,
-            size: 1,
-            manifests: members
-                .iter()
-                .map(|m| ListMember {
-                    digest: digest(m),
-                    media_type: MediaType::OCI_MANIFEST,
-                    size: 1,
-                    os: None,
-                    arch: None,
-                    variant: None,
-                    attests: None,
-                })
-                .collect(),
-            amd64_digest: None,
-            amd64_schema_version: None,
-            subject: None,
-            artifact_type: None,
-            annotations: BTreeMap::new(),
-            selection: Selection::default(),
-        }
-    }
-
-    fn tag(tag: &str, manifest: &str) -> Unit {
-        Unit::Tag(TagUnit {
-            name: name(tag),
-            repo_id: "r".parse().unwrap(),
-            manifest_digest: digest(manifest),
-            schema_version: 2,
-            manifest_type: ManifestKind::Image,
-        })
-    }
-
-    fn blob(id: &str) -> Unit {
-        Unit::Blob(BlobUnit {
-            digest: digest(id),
-            size: 1,
-        })
-    }
-
-    #[test]
-    fn tags_are_added_moved_left_alone_or_removed() {
-        let held = held(&[("same", "a"), ("moves", "a"), ("goes", "a")]);
-        let upstream = at(&[
-            ("same", Some("a")),
-            ("moves", Some("b")),
-            ("new", Some("a")),
-            ("nowhere", None),
-        ]);
-        let plan = plan_tags(&upstream, &held, true);
-        assert_eq!(plan.added, BTreeMap::from([(name("new"), Some(digest("a")))]));
-        assert_eq!(plan.moved, BTreeMap::from([(name("moves"), Some(digest("b")))]));
-        assert_eq!(plan.unchanged, BTreeSet::from([name("same")]));
-        assert_eq!(plan.removed, BTreeSet::from([name("goes")]));
-        assert_eq!(plan.absent, BTreeSet::from([name("nowhere")]));
-        assert_eq!(plan.manifests, BTreeSet::from([digest("b")]));
-        assert!(plan_tags(&upstream, &held, false).removed.is_empty());
-    }
-
-    #[test]
-    fn a_tag_whose_manifest_is_not_held_is_not_unchanged() {
-        let mut held = held(&[("t", "a")]);
-        held.manifests.clear();
-        let plan = plan_tags(&at(&[("t", Some("a"))]), &held, false);
-        assert!(plan.moved.contains_key(&name("t")) && plan.manifests.contains(&digest("a")));
-    }
-
-    #[test]
-    fn a_tag_with_several_variants_is_set_to_the_one_of_the_upstream() {
-        let mut held = held(&[("t", "a")]);
-        held.tags
-            .get_mut(&name("t"))
-            .unwrap()
-            .insert(digest("old variant"));
-        let plan = plan_tags(&at(&[("t", Some("a"))]), &held, false);
-        assert!(plan.moved.contains_key(&name("t")));
-    }
-
-    #[test]
-    fn blobs_come_once_biggest_first_and_without_those_held_or_foreign() {
-        let mut foreign = manifest("m1", &["aa", "bbbb"]);
-        foreign.fs_layers.push(LayerRef {
-            blob_sum: digest("windows"),
-            size: Some(99),
-            layer_type: Some(MediaType::DOCKER_FOREIGN_LAYER),
-        });
-        let manifests = [
-            Manifest::Image(foreign),
-            Manifest::Image(manifest("m2", &["aa", "ccc"])),
-            Manifest::List(list("l", &["m1", "m2"])),
-        ];
-        let blobs = plan_blobs(&manifests, &HashSet::from([digest("ccc")])).unwrap();
-        let sizes: Vec<_> = blobs.iter().map(|b| b.size).collect();
-        assert_eq!(sizes, [Some(4), Some(2), None, None]);
-        assert_eq!(blobs[0].digest, digest("bbbb"));
-    }
-
-    #[test]
-    fn a_blob_with_two_sizes_is_an_error() {
-        let mut other = manifest("m2", &["aa"]);
-        other.fs_layers[0].size = Some(7);
-        let manifests = [Manifest::Image(manifest("m1", &["aa"])), Manifest::Image(other)];
-        assert_eq!(plan_blobs(&manifests, &HashSet::new()), Err(digest("aa")));
-    }
-
-    #[test]
-    fn what_only_a_removed_tag_reached_goes_with_it() {
-        let current = [
-            tag("stays", "m1"),
-            tag("goes", "l"),
-            Unit::Manifest(manifest("m1", &["shared", "one"])),
-            Unit::Manifest(manifest("m2", &["shared", "two"])),
-            Unit::ManifestList(list("l", &["m1", "m2"])),
-            Unit::Manifest(manifest("untagged", &["two"])),
-            blob("shared"),
-            blob("one"),
-            blob("two"),
-            blob("config of m2"),
-        ];
-        let gone = what_goes(&current, &[], &BTreeSet::from([name("goes")]));
-        let identities: BTreeSet<String> = gone.iter().map(Unit::identity).collect();
-        let expected = [
-            tag("goes", "l").identity(),
-            digest("l").to_string(),
-            digest("m2").to_string(),
-            digest("config of m2").to_string(),
-        ];
-        assert_eq!(identities, BTreeSet::from(expected));
-    }
-
-    #[test]
-    fn a_signature_goes_with_what_it_signs() {
-        let mut signature = manifest("signature", &["payload"]);
-        signature.subject = Some(digest("m"));
-        let current = [
-            tag("t", "m"),
-            Unit::Manifest(manifest("m", &[])),
-            Unit::Manifest(signature),
-            blob("payload"),
-        ];
-        let gone = what_goes(&current, &[], &BTreeSet::from([name("t")]));
-        assert_eq!(gone.len(), 4);
-        assert!(what_goes(&current, &[], &BTreeSet::new()).is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_leads_to_what_the_upstream_has(
-            before in prop::collection::btree_map("[a-d]", "[m-p]", 0..5),
-            upstream in prop::collection::btree_map("[a-d]", "[m-p]", 0..5),
-            remove in any::<bool>(),
-        ) {
-            let held = held(&before.iter().map(|(t, d)| (t.as_str(), d.as_str())).collect::<Vec<_>>());
-            let there: BTreeMap<_, _> =
-                upstream.iter().map(|(t, d)| (name(t), Upstream::Digest(digest(d)))).collect();
-            let plan = plan_tags(&there, &held, remove);
-            let mut after: BTreeMap<TagName, Digest> =
-                before.iter().map(|(t, d)| (name(t), digest(d))).collect();
-            for (tag, d) in plan.added.iter().chain(&plan.moved) {
-                after.insert(tag.clone(), d.clone().unwrap());
-            }
-            after.retain(|tag, _| !plan.removed.contains(tag));
-            for (tag, d) in &upstream {
-                prop_assert_eq!(after.get(&name(tag)), Some(&digest(d)));
-            }
-            if remove {
-                prop_assert_eq!(after.len(), upstream.len());
-            } else {
-                prop_assert!(before.keys().all(|t| after.contains_key(&name(t))));
-            }
-            // Nothing is fetched that is held; a second sync has nothing to do.
-            prop_assert!(plan.manifests.iter().all(|d| !held.manifests.contains(d)));
-            let mut second = Held { manifests: held.manifests, ..Held::default() };
-            for (tag, d) in after {
-                second.manifests.insert(d.clone());
-                second.tags.entry(tag).or_default().insert(d);
-            }
-            let again = plan_tags(&there, &second, remove);
-            prop_assert!(again.added.is_empty() && again.moved.is_empty() && again.removed.is_empty());
-            prop_assert!(again.manifests.is_empty());
-        }
-
-        #[test]
-        fn what_stays_is_complete(
-            tags in prop::collection::btree_map("[a-d]", 0usize..4, 0..5),
-            members in prop::collection::vec(prop::collection::btree_set(0usize..4, 0..4), 4),
-            gone in prop::collection::btree_set("[a-d]", 0..4),
-        ) {
-            // Four lists over four manifests, each of one layer; tags name lists.
-            let mut current: Vec<Unit> = Vec::new();
-            for (n, of) in members.iter().enumerate() {
-                let ids: Vec<String> = of.iter().map(|m| format!("m{m}")).collect();
-                let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                current.push(Unit::ManifestList(list(&format!("l{n}"), &ids)));
-                current.push(Unit::Manifest(manifest(&format!("m{n}"), &[&format!("b{n}")])));
-                current.push(blob(&format!("b{n}")));
-                current.push(blob(&format!("config of m{n}")));
-            }
-            current.extend(tags.iter().map(|(t, l)| tag(t, &format!("l{l}"))));
-            let gone: BTreeSet<TagName> = gone.iter().map(|t| name(t)).collect();
-            let goes: BTreeSet<String> =
-                what_goes(&current, &[], &gone).iter().map(Unit::identity).collect();
-            let stays: Vec<&Unit> = current.iter().filter(|u| !goes.contains(&u.identity())).collect();
-            let there: BTreeSet<String> = stays.iter().map(|u| u.identity()).collect();
-            for unit in stays {
-                match unit {
-                    Unit::Tag(t) => {
-                        prop_assert!(!gone.contains(&t.name));
-                        prop_assert!(there.contains(&t.manifest_digest.to_string()));
-                    }
-                    Unit::ManifestList(l) => {
-                        prop_assert!(l.manifests.iter().all(|m| there.contains(&m.digest.to_string())));
-                    }
-                    Unit::Manifest(m) => {
-                        prop_assert!(m.blobs().all(|b| there.contains(&b.to_string())));
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-}
+mod tests;

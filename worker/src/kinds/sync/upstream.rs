@@ -1,7 +1,7 @@
 //! The upstream of a sync: its tags, manifests and blobs, fetched so that what came is kept for the next try.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -197,7 +197,9 @@ impl UpstreamRepository {
         span.count("oci.tags", tags.len() as u64);
         let found = stream::iter(tags)
             .map(|(tag, before)| async move {
-                let found = self.look_at(&tag, before.as_ref()).await?;
+                let found = self
+                    .look_at(&Reference::Tag(tag.clone()), before.as_ref())
+                    .await?;
                 step.advance(1);
                 Ok((tag, found))
             })
@@ -208,9 +210,31 @@ impl UpstreamRepository {
         found
     }
 
-    async fn look_at(&self, tag: &TagName, before: Option<&Digest>) -> Result<plan::Upstream, TaskError> {
-        let reference = Reference::Tag(tag.clone());
-        match self.client.head_manifest(&self.name, &reference, before).await {
+    /// Which of these manifests are there.
+    pub(super) async fn look_for(
+        &self,
+        digests: BTreeSet<Digest>,
+        step: &StepHandle,
+    ) -> Result<Vec<(Digest, plan::Upstream)>, TaskError> {
+        let found = stream::iter(digests)
+            .map(|digest| async move {
+                let found = self.look_at(&Reference::Digest(digest.clone()), None).await?;
+                step.advance(1);
+                Ok((digest, found))
+            })
+            .buffer_unordered(self.at_once)
+            .try_collect()
+            .await;
+        self.note_limits().await?;
+        found
+    }
+
+    async fn look_at(
+        &self,
+        reference: &Reference,
+        before: Option<&Digest>,
+    ) -> Result<plan::Upstream, TaskError> {
+        match self.client.head_manifest(&self.name, reference, before).await {
             Ok(None) => Ok(plan::Upstream::Absent),
             Ok(Some(head)) => Ok(head
                 .digest
