@@ -29,3 +29,15 @@ CREATE INDEX downloads_host ON downloads (host);
 CREATE TABLE upstream_hosts (
     host TEXT NOT NULL PRIMARY KEY
 );
+
+-- Images of version 1 whose files a sync has brought here that is not at its end yet, by upstream and repository there:
+-- without digests nothing else would tell the next try of that sync.
+CREATE TABLE v1_downloads (
+    upstream TEXT NOT NULL,
+    image_id TEXT NOT NULL,
+    -- The unit that it will be.
+    fields TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    PRIMARY KEY (upstream, image_id)
+);
+CREATE INDEX v1_downloads_at ON v1_downloads (at);

@@ -14,6 +14,7 @@ mod expiry;
 mod figures;
 mod file;
 mod grants;
+mod images;
 mod leases;
 mod migrations;
 mod outbox;

@@ -29,7 +29,6 @@ contract!(
     a_tag_may_name_an_image_and_a_list_when_both_come_together,
     a_tag_that_moves_back_is_one_version_more,
     v1_tags_merge_and_are_kept_by_version,
-    v1_images_are_found_by_their_ids_in_whatever_repository,
     every_type_of_unit_reads_back_as_it_was,
     what_a_unit_is_made_of_is_kept_once,
     associations_are_filtered_by_type_and_in_order,
@@ -271,26 +270,6 @@ async fn v1_tags_merge_and_are_kept_by_version(bed: &Bed) {
     tx.commit_version(&repo, &[]).await.unwrap();
     finish(tx).await;
     assert_eq!(at(3).await, [v1("1", 'a'), v1("2", 'c')]);
-}
-
-async fn v1_images_are_found_by_their_ids_in_whatever_repository(bed: &Bed) {
-    let repo = bed.create_repository("r").await;
-    let mut tx = bed.fenced().await;
-    tx.commit_version(&repo, &one_of_each(&repo)).await.unwrap();
-    finish(tx).await;
-    let ids = |digits: &str| {
-        digits
-            .chars()
-            .map(|d| d.to_string().repeat(64).parse().unwrap())
-            .collect()
-    };
-    let found = bed.images(&ids("ab")).await.unwrap();
-    assert_eq!(found.len(), 1);
-    assert_eq!(
-        (found[0].image_id.as_str(), found[0].layer_size),
-        (&*"a".repeat(64), 9)
-    );
-    assert!(bed.images(&BTreeSet::new()).await.unwrap().is_empty());
 }
 
 fn one_of_each(repo: &RepositoryId) -> Vec<Unit> {
