@@ -1,6 +1,7 @@
 //! Syncs: from a registry of others and from our own Crane, byte for byte; what changes nothing costs next to nothing;
 //! whatever goes wrong leaves the repository as it was, and what came whole is not fetched again.
 
+mod by_digest;
 mod credentials;
 mod pusher;
 

@@ -98,8 +98,8 @@ impl Upstream {
         digest
     }
 
-    /// An image of these layers under a tag.
-    pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) {
+    /// An image of these layers under a tag; gives its manifest's digest.
+    pub(crate) fn image(&self, tag: &str, layers: &[Vec<u8>]) -> Digest {
         let blob = |bytes: &[u8], media_type: &str| {
             let digest = Digest::sha256(bytes);
             let mut blobs = self.shared.blobs.lock().unwrap();
@@ -118,11 +118,13 @@ impl Upstream {
         let media_type = "application/vnd.oci.image.manifest.v1+json";
         let manifest =
             json!({"schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers});
-        self.manifest(tag, media_type, manifest.to_string().as_bytes());
+        self.manifest(tag, media_type, manifest.to_string().as_bytes())
     }
 
-    pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) {
-        self.manifest_known_as(tag, media_type, &Digest::sha256(bytes), bytes);
+    pub(crate) fn manifest(&self, tag: &str, media_type: &str, bytes: &[u8]) -> Digest {
+        let digest = Digest::sha256(bytes);
+        self.manifest_known_as(tag, media_type, &digest, bytes);
+        digest
     }
 
     /// A manifest whose digest is not that of all its bytes, as of those that are signed.

@@ -65,8 +65,12 @@ fn summary(result: &Value) -> Vec<String> {
                 .filter_map(Value::as_str);
             lines.extend(names.map(|name| format!("  {sign} {name}")));
         }
+        let images = match number(&plan["images"]) {
+            0 => String::new(),
+            n => format!(", {n} images of version 1"),
+        };
         lines.push(format!(
-            "{tags} To fetch: {} blobs, {} bytes. Nothing was changed ({requests} requests, {seconds:.1} s).",
+            "{tags} To fetch: {} blobs, {} bytes{images}. Nothing was changed ({requests} requests, {seconds:.1} s).",
             number(&plan["blobs"]),
             number(&plan["bytes"]),
         ));
@@ -76,15 +80,18 @@ fn summary(result: &Value) -> Vec<String> {
             number(&report["bytes_received"]),
         ));
     }
-    let absent: Vec<&str> = plan["tags_absent"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let absent = ["tags_absent", "manifests_absent"].map(|key| plan[key].as_array());
+    let absent = absent.into_iter().flatten().flatten();
+    let absent: Vec<&str> = absent.filter_map(Value::as_str).collect();
     if !absent.is_empty() {
         lines.push(format!("Not there upstream: {}.", absent.join(", ")));
     }
+    let notices = report["notices"].as_array().into_iter().flatten();
+    lines.extend(
+        notices
+            .filter_map(Value::as_str)
+            .map(|text| format!("Note: {text}.")),
+    );
     lines
 }
 
@@ -110,6 +117,22 @@ mod tests {
             ]
         );
         assert!(summary(&Value::Null).is_empty());
+    }
+
+    #[test]
+    fn images_of_version_1_are_told_where_there_are_some() {
+        let mut report = report();
+        report["plan"]["images"] = json!(5);
+        report["notices"] = json!(["image x gets no manifest"]);
+        let lines = summary(&json!({"dry_run": true, "report": report}));
+        assert!(
+            lines[3].contains("3 blobs, 100 bytes, 5 images of version 1. Nothing"),
+            "{lines:?}"
+        );
+        assert_eq!(
+            lines.last().map(String::as_str),
+            Some("Note: image x gets no manifest.")
+        );
     }
 
     #[test]
