@@ -186,6 +186,12 @@ pub(crate) struct Settings {
     /// of tags that --tags doesn't name plainly, only so many of the highest versions
     #[arg(long, value_name = "NUMBER", value_parser = values::positive, help_heading = "Synchronization")]
     pub(crate) tags_newest: Option<Value>,
+    /// of multi-platform images only these platforms, separated by commas: linux/amd64,linux/arm/v7
+    #[arg(long, value_name = "A,B", value_parser = values::platform_list, help_heading = "Synchronization")]
+    pub(crate) platforms: Option<Value>,
+    /// keep their indexes as they are, or make new ones of the platforms taken
+    #[arg(long, value_name = "sparse|rewrite", value_parser = values::platforms_mode, help_heading = "Synchronization")]
+    pub(crate) platforms_mode: Option<Value>,
     /// remove tags that the upstream has no more, or that the filter doesn't take any more
     #[arg(long, value_name = "true|false", value_parser = values::flag, help_heading = "Synchronization")]
     pub(crate) remove_missing: Option<Value>,

@@ -1,6 +1,10 @@
 //! Values of options, read from their texts.
 
-use pulp_model::{tag_filter::TagFilter, task::TaskState};
+use pulp_model::{
+    platform::{PlatformFilter, PlatformsMode},
+    tag_filter::TagFilter,
+    task::TaskState,
+};
 use serde_json::Value;
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
@@ -60,6 +64,24 @@ pub(super) fn tag_list(text: &str) -> Result<Value, String> {
     Ok(Value::from(tags))
 }
 
+/// Platforms with commas between; empty or `None` means all.
+pub(super) fn platform_list(text: &str) -> Result<Value, String> {
+    if text.is_empty() || text == "None" {
+        return Ok(Value::Null);
+    }
+    let platforms: Vec<String> = text.split(',').map(|p| p.trim().to_owned()).collect();
+    PlatformFilter::new(&platforms).map_err(|faults| faults.join("; "))?;
+    Ok(Value::from(platforms))
+}
+
+/// What becomes of indexes of which not all platforms are taken; empty means the default.
+pub(super) fn platforms_mode(text: &str) -> Result<Value, String> {
+    if text.is_empty() {
+        return Ok(Value::Null);
+    }
+    text.parse::<PlatformsMode>().map(|_| Value::from(text))
+}
+
 /// `name:image`, split at the last colon.
 pub(super) fn v1_tag(text: &str) -> Result<(String, String), String> {
     match text.rsplit_once(':') {
@@ -111,6 +133,19 @@ mod tests {
         let tags = |text| tag_list(text).map(|v| v.as_array().map_or(0, Vec::len));
         assert_eq!(tags("latest, 1.*,re:v[0-9]+"), Ok(3));
         assert!(tag_list("a,-b").is_err() && tag_list("re:(").is_err());
+    }
+
+    #[test]
+    fn platforms_are_checked_before_they_are_sent() {
+        assert_eq!(
+            platform_list("linux/amd64, linux/arm/v7"),
+            Ok(Value::from(vec!["linux/amd64", "linux/arm/v7"]))
+        );
+        assert!(platform_list("linux/amd64,linux").is_err() && platform_list("linux/aarch64").is_err());
+        assert_eq!(platform_list("None"), Ok(Value::Null));
+        assert_eq!(platforms_mode("rewrite"), Ok(Value::from("rewrite")));
+        assert_eq!(platforms_mode(""), Ok(Value::Null));
+        assert!(platforms_mode("both").is_err());
     }
 
     #[test]

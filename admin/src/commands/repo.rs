@@ -91,6 +91,8 @@ fn importer_config(settings: &Settings) -> Result<Map<String, Value>, AdminError
         ("tags_exclude", &s.tags_exclude),
         ("tags_semver", &s.tags_semver),
         ("tags_newest", &s.tags_newest),
+        ("platforms", &s.platforms),
+        ("platforms_mode", &s.platforms_mode),
         ("remove_missing", &s.remove_missing),
         ("referrers", &s.referrers),
         ("referrer_types", &s.referrer_types),

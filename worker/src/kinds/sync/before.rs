@@ -160,6 +160,13 @@ impl Before {
         self.plan.manifests.iter().chain(self.lists.keys()).collect()
     }
 
+    /// Whether what an upstream calls by this digest is here as an index made of it.
+    pub(super) fn is_replaced(&self, called: &Digest) -> bool {
+        self.known
+            .get(called)
+            .is_some_and(|k| k.digest != *called && self.is_made_here(&k.digest))
+    }
+
     /// Whether a digest is that of an index that was made here of another one.
     pub(super) fn is_made_here(&self, digest: &Digest) -> bool {
         let list = self.lists.get(digest);

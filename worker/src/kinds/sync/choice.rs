@@ -31,7 +31,7 @@ pub(super) struct Choice {
 }
 
 /// Applies the filter to what came for `tags`, and takes the tags from the plan of which nothing is left. One that the
-/// settings name plainly is an error then.
+/// settings name plainly, or by digest, is an error then; and so is a digest that would not be there afterwards.
 pub(super) async fn choose(
     content: &ContentStore,
     owner: &str,
@@ -41,8 +41,17 @@ pub(super) async fn choose(
     came: Vec<Came>,
 ) -> Result<Choice, TaskError> {
     let platforms = settings.platforms.as_ref();
-    let (skipped, reached) = reach(platforms, held, tags, &came);
-    refuse_named(settings, &skipped)?;
+    let Reach {
+        skipped,
+        useless,
+        reached,
+    } = reach(platforms, held, tags, &came);
+    let named = skipped.iter().filter(|(tag, _)| settings.tags.names(tag));
+    let named = named.map(|(tag, has)| (tag.to_string(), has));
+    let named: BTreeMap<String, _> = named
+        .chain(useless.iter().map(|(d, has)| (d.to_string(), has)))
+        .collect();
+    refuse_named(platforms, &named)?;
     tags.skip(skipped.into_keys(), &held.plan, settings.remove_missing);
     let mut came: Vec<Came> = came
         .into_iter()
@@ -52,6 +61,10 @@ pub(super) async fn choose(
     let left_out = match platforms {
         Some(platforms) if platforms.mode == PlatformsMode::Rewrite => {
             let made = rewrite(content, owner, platforms, &came, &reached).await?;
+            let replaced = |d: &&Digest| made.lists.contains_key(*d) || held.is_replaced(d);
+            if let Some(digest) = tags.by_digest.iter().find(replaced) {
+                return Err(rewritten_by_digest(digest).into());
+            }
             for one in &mut came {
                 if let Some(list) = made.lists.get(one.manifest.digest()) {
                     one.manifest = Manifest::List(list.clone());
@@ -76,13 +89,26 @@ pub(super) async fn choose(
     Ok(Choice { came, left_out })
 }
 
-/// The tags of whose lists nothing is left, each with the platforms that there are; and what the others lead to.
-fn reach(
-    platforms: Option<&Platforms>,
-    held: &Before,
-    tags: &TagPlan,
-    came: &[Came],
-) -> (BTreeMap<TagName, Vec<String>>, HashSet<Digest>) {
+/// An index that was asked for by its digest would get another one.
+fn rewritten_by_digest(digest: &Digest) -> CodedError {
+    let text = format!(
+        "tags names the index {digest} by its digest, and platforms_mode \"rewrite\" would make another one of it; \
+         set platforms_mode to \"sparse\", or name a tag"
+    );
+    CodedError::new(ErrorCode::INVALID_VALUE, text).with("property_names", ["tags", "platforms_mode"])
+}
+
+/// Where tags, and digests that the settings name, lead to.
+struct Reach {
+    /// The tags of whose lists nothing is left, each with the platforms that there are.
+    skipped: BTreeMap<TagName, Vec<String>>,
+    /// Lists named by digest of which nothing is left, likewise.
+    useless: BTreeMap<Digest, Vec<String>>,
+    /// What the others lead to.
+    reached: HashSet<Digest>,
+}
+
+fn reach(platforms: Option<&Platforms>, held: &Before, tags: &TagPlan, came: &[Came]) -> Reach {
     let lists = came.iter().filter_map(|c| as_list(&c.manifest));
     let members = Members::of(platforms, held.lists.values().chain(lists.clone()));
     let of_use = members.of_use();
@@ -98,19 +124,26 @@ fn reach(
             Reference::Digest(_) => None,
         })
         .collect();
-    let (mut skipped, mut todo) = (BTreeMap::new(), Vec::new());
+    let left_of = |root: &Manifest| match as_list(root) {
+        Some(list) if !of_use.contains(&list.digest) => Err(platforms_of(list)),
+        _ => Ok(()),
+    };
+    let (mut skipped, mut useless, mut todo) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for (tag, digest) in tags.added.iter().chain(&tags.moved) {
         let root = digest.as_ref().map_or_else(|| by_tag.get(tag), |d| roots.get(d));
         // What else a tag names is here, and as it is to be.
         let Some(root) = root else { continue };
-        match as_list(root) {
-            Some(list) if !of_use.contains(&list.digest) => {
-                drop(skipped.insert(tag.clone(), platforms_of(list)))
-            }
-            _ => todo.push(root.digest()),
+        match left_of(root) {
+            Ok(()) => todo.push(root.digest()),
+            Err(has) => drop(skipped.insert(tag.clone(), has)),
         }
     }
-    todo.extend(tags.by_digest.iter().filter_map(|d| Some(roots.get(d)?.digest())));
+    for root in tags.by_digest.iter().filter_map(|d| roots.get(d)) {
+        match left_of(root) {
+            Ok(()) => todo.push(root.digest()),
+            Err(has) => drop(useless.insert(root.digest().clone(), has)),
+        }
+    }
     let lists: HashMap<&Digest, &ManifestListUnit> = lists.map(|l| (&l.digest, l)).collect();
     let mut reached: HashSet<&Digest> = HashSet::new();
     while let Some(digest) = todo.pop() {
@@ -125,7 +158,11 @@ fn reach(
     // A signed manifest may be kept under another name than a list has for it.
     let names = |c: &Came| reached.contains(&c.known_as).then(|| c.manifest.digest().clone());
     let renamed: Vec<Digest> = came.iter().filter_map(names).collect();
-    (skipped, reached.into_iter().cloned().chain(renamed).collect())
+    Reach {
+        skipped,
+        useless,
+        reached: reached.into_iter().cloned().chain(renamed).collect(),
+    }
 }
 
 fn as_list(manifest: &Manifest) -> Option<&ManifestListUnit> {
@@ -135,28 +172,27 @@ fn as_list(manifest: &Manifest) -> Option<&ManifestListUnit> {
     }
 }
 
-/// Whoever names a tag wants it.
+/// Whoever names a tag or a digest wants it. `named` has the platforms that there are.
 fn refuse_named(
-    settings: &ImporterSettings,
-    skipped: &BTreeMap<TagName, Vec<String>>,
+    platforms: Option<&Platforms>,
+    named: &BTreeMap<String, &Vec<String>>,
 ) -> Result<(), CodedError> {
-    let named: Vec<_> = skipped
-        .iter()
-        .filter(|(tag, _)| settings.tags.names(tag))
-        .collect();
-    let (Some((tag, has)), Some(platforms)) = (named.first(), &settings.platforms) else {
+    let (Some((name, has)), Some(platforms)) = (named.first_key_value(), platforms) else {
         return Ok(());
     };
+    let what = match named.len() {
+        1 => format!("{name} has"),
+        more => format!("{more} of the tags named have"),
+    };
+    let has = match has.len() {
+        0 => "none at all".to_owned(),
+        _ => has.join(", "),
+    };
     let text = format!(
-        "{} upstream no image for {}: {tag} has them for {}; add a platform, or take the tags from the setting tags",
-        match named.len() {
-            1 => format!("the tag {tag} has"),
-            more => format!("{more} tags have"),
-        },
+        "{what} upstream no image for {}; {name} has: {has}; add a platform, or take it from the setting tags",
         platforms.filter,
-        has.join(", "),
     );
-    let tags: BTreeSet<&TagName> = named.iter().map(|(tag, _)| *tag).collect();
+    let tags: Vec<&String> = named.keys().collect();
     Err(CodedError::new(ErrorCode::NO_SUCH_PLATFORM, text)
         .with("tags", tags)
         .with("platforms", platforms.filter.to_string()))

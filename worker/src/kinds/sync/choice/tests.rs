@@ -200,10 +200,39 @@ async fn a_tag_asked_for_by_name_without_an_image_is_an_error_that_says_what_the
     let config = json!({"platforms": ["linux/amd64"], "tags": ["t"]});
     let error = bed.choose(&config, &nothing()).await.0.err().unwrap().to_string();
     assert!(
-        error.contains("the tag t has upstream no image for linux/amd64"),
+        error.contains("t has upstream no image for linux/amd64; t has: linux/arm64;"),
         "{error}"
     );
-    assert!(error.contains("for linux/arm64;"), "{error}");
+}
+
+#[tokio::test]
+async fn a_digest_that_the_settings_name_is_there_afterwards_or_it_is_an_error() {
+    for (mode, wants, expected) in [
+        ("sparse", "amd64", None),
+        ("sparse", "s390x", Some("DKR1117")),
+        ("rewrite", "amd64", Some("PLP0015")),
+        ("rewrite", "s390x", Some("DKR1117")),
+    ] {
+        let mut bed = Bed::new();
+        let (amd64, arm64) = (bed.image("amd64").await, bed.image("arm64").await);
+        let index = bed.index(&[&amd64, &arm64], None).await;
+        let digest = index["digest"].as_str().unwrap();
+        let platform = format!("linux/{wants}");
+        let config = json!({"platforms": [platform], "platforms_mode": mode, "tags": [digest]});
+        let settings = importer_settings(config.as_object().unwrap()).unwrap();
+        let mut tags = TagPlan {
+            by_digest: settings.tags.digests(),
+            ..TagPlan::default()
+        };
+        let came = std::mem::take(&mut bed.came);
+        let chosen = choose(&bed.content, "test", &settings, &nothing(), &mut tags, came).await;
+        match (chosen, expected) {
+            (Ok(choice), None) => assert_eq!(json!(lists(&choice)[0].digest), index["digest"]),
+            (Err(error), Some(code)) => assert_eq!(error.coded().code.as_str(), code, "{error}"),
+            (Ok(_), Some(code)) => panic!("{mode}, {wants}: no {code}"),
+            (Err(error), None) => panic!("{mode}, {wants}: {error}"),
+        }
+    }
 }
 
 #[tokio::test]
