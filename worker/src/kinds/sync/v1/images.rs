@@ -29,6 +29,8 @@ pub(super) struct Images<'a> {
     index: &'a V1Repository,
     held: &'a Held,
     limits: Limits,
+    /// What images of this upstream are remembered by.
+    key: String,
 }
 
 /// An image whose JSON is here.
@@ -54,6 +56,7 @@ impl<'a> Images<'a> {
             index,
             held,
             limits: limits(context),
+            key: remembered_as(upstream),
         }
     }
 
@@ -75,6 +78,11 @@ impl<'a> Images<'a> {
                 known.insert((*id).clone(), image.clone());
             }
         }
+        let unknown: BTreeSet<ImageId> = ids.into_iter().filter(|id| !known.contains_key(id)).collect();
+        let store = &self.context.worker.store;
+        for image in store.remembered_images(&self.key, &unknown).await? {
+            known.insert(image.image_id.clone(), image);
+        }
         let looked: Vec<(ImageUnit, bool)> = stream::iter(known.into_values())
             .map(|image| async move {
                 let whole = self.has_files(&image).await?;
@@ -87,6 +95,8 @@ impl<'a> Images<'a> {
         for (image, whole) in looked {
             if whole {
                 here.insert(image.image_id.clone(), image);
+            } else if unknown.contains(&image.image_id) {
+                missing.insert(image.image_id, None);
             } else {
                 missing.insert(image.image_id.clone(), Some(image));
             }
@@ -209,6 +219,13 @@ impl<'a> Images<'a> {
             layer_size: file.size,
             ..one.unit()
         };
+        // Nothing else would tell the next try that these files are of this image.
+        self.context
+            .worker
+            .store
+            .remember_image(&self.key, &image)
+            .await?;
+        layers.advance.whole();
         Ok((image, file))
     }
 
@@ -233,6 +250,11 @@ impl Described {
             layer_size: 0,
         }
     }
+}
+
+/// By what images of an upstream are remembered. There is no login in it.
+pub(super) fn remembered_as(upstream: &UpstreamRepository) -> String {
+    format!("{}v1/repositories/{}", upstream.client.base_url(), upstream.name)
 }
 
 /// How much an image may ask of us: what an upload may.

@@ -115,6 +115,7 @@ pub(super) struct Visible {
     /// What a person should know.
     pub(super) notices: Vec<String>,
     steps: Steps,
+    remembered_as: String,
 }
 
 impl Visible {
@@ -145,6 +146,7 @@ impl Visible {
         if !self.tags.is_empty() || !self.gone.is_empty() {
             tx.change_v1_tags(repo, &self.tags, &self.gone).await?;
         }
+        tx.forget_images(&self.remembered_as).await?;
         let items = self.images.len() + self.tags.len();
         self.steps.save.all(items as u64);
         Ok(())
@@ -237,6 +239,7 @@ pub(super) async fn fetch(
         images: brought.into_values().collect(),
         gone: plan.removed,
         notices: made.notices,
+        remembered_as: images::remembered_as(upstream),
         steps,
     });
     Ok(())
