@@ -255,6 +255,16 @@ pub(crate) fn association(a: &Association) -> Value {
 fn metadata(unit: &Unit, id: &str, changed: Timestamp) -> Map<String, Value> {
     let unit_type = unit.unit_type();
     let mut fields = unit.fields();
+    if let Unit::ManifestList(list) = unit {
+        // What a filter of platforms made of it in the repository that is asked about.
+        let selection = &list.selection;
+        if !selection.absent.is_empty() {
+            fields.insert("absent_manifests".to_owned(), json!(selection.absent));
+        }
+        if let Some(from) = &selection.made_from {
+            fields.insert("original_digest".to_owned(), json!(from.digest));
+        }
+    }
     fields.extend(object(json!({
         "_id": id,
         "_ns": format!("units_{unit_type}"),

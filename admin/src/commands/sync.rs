@@ -86,6 +86,11 @@ fn summary(result: &Value) -> Vec<String> {
     if !absent.is_empty() {
         lines.push(format!("Not there upstream: {}.", absent.join(", ")));
     }
+    let skipped = plan["tags_skipped"].as_array().into_iter().flatten();
+    let skipped: Vec<&str> = skipped.filter_map(Value::as_str).collect();
+    if !skipped.is_empty() {
+        lines.push(format!("No image for the platforms: {}.", skipped.join(", ")));
+    }
     let notices = report["notices"].as_array().into_iter().flatten();
     lines.extend(
         notices
@@ -132,6 +137,17 @@ mod tests {
         assert_eq!(
             lines.last().map(String::as_str),
             Some("Note: image x gets no manifest.")
+        );
+    }
+
+    #[test]
+    fn tags_without_an_image_for_the_platforms_are_named() {
+        let mut report = report();
+        report["plan"]["tags_skipped"] = json!(["mainframe", "old"]);
+        let lines = summary(&json!({ "report": report }));
+        assert_eq!(
+            lines.last().map(String::as_str),
+            Some("No image for the platforms: mainframe, old.")
         );
     }
 
