@@ -197,6 +197,7 @@ async fn fetch(
         blobs_reused: reused,
         ..PlanReport::default()
     };
+    steps.metadata.details(plan.summary());
     if !dry_run {
         steps.download.add_total(missing.len() as u64);
         steps.download.begin();

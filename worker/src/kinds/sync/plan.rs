@@ -350,6 +350,19 @@ pub(crate) struct PlanReport {
 }
 
 impl PlanReport {
+    /// The plan in a line, for those who look at a sync that runs.
+    pub(crate) fn summary(&self) -> String {
+        format!(
+            "{} tags added, {} moved, {} removed, {} unchanged; to fetch: {} blobs, {} bytes",
+            self.tags_added.len(),
+            self.tags_moved.len(),
+            self.tags_removed.len(),
+            self.tags_unchanged,
+            self.blobs,
+            self.bytes,
+        )
+    }
+
     /// Puts what version 1 of the API brings to what version 2 does. A tag of both is told once.
     pub(crate) fn add(&mut self, v1: Self) {
         let both = |a: &mut Vec<TagName>, b: Vec<TagName>| {
