@@ -1,6 +1,7 @@
 //! One change of a repository at a time, none held up by another repository's; cancels; the switch of a publish.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -15,7 +16,7 @@ const WEB: &str = "docker_web_distributor_name_cli";
 const MANIFESTS: &str =
     "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json";
 
-fn upload_of(server: &impl Server, name: &str, layers: usize, bytes: usize) -> Result<String> {
+pub(crate) fn upload_of(server: &impl Server, name: &str, layers: usize, bytes: usize) -> Result<String> {
     server.upload(&images::docker_archive(&format!("{name}:latest"), layers, bytes)?.tar)
 }
 
@@ -146,7 +147,7 @@ fn while_a_publish_switches_a_reader_gets_the_old_or_the_new_whole() -> Result<(
     };
     publish(0)?;
     wait_for("the first publication in Crane", || {
-        Ok(read_whole(&cluster).ok().map(|_| ()))
+        Ok(read_whole(cluster.crane(), "ns/r").ok().map(|_| ()))
     })?;
     let done = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
@@ -155,7 +156,7 @@ fn while_a_publish_switches_a_reader_gets_the_old_or_the_new_whole() -> Result<(
             // Once more after the last publish.
             loop {
                 let last = done.load(Ordering::SeqCst);
-                let layers = read_whole(&cluster)?;
+                let layers = read_whole(cluster.crane(), "ns/r")?;
                 if seen.last() != Some(&layers) {
                     seen.push(layers);
                 }
@@ -174,9 +175,9 @@ fn while_a_publish_switches_a_reader_gets_the_old_or_the_new_whole() -> Result<(
     settled(&cluster)
 }
 
-/// Reads what the tag names, to its last blob; gives the number of layers.
-fn read_whole(cluster: &Cluster) -> Result<usize> {
-    let base = format!("http://{}/v2/ns/r", cluster.crane());
+/// Reads what a repository's one tag names, to its last blob; gives the number of layers.
+pub(crate) fn read_whole(crane: SocketAddr, registry_id: &str) -> Result<usize> {
+    let base = format!("http://{crane}/v2/{registry_id}");
     let tags = http::get(&format!("{base}/tags/list"))?;
     ensure!(
         tags.status == 200 && tags.json()?["tags"] == json!(["latest"]),

@@ -23,7 +23,6 @@ mod random;
 mod run;
 mod strike;
 mod upstream;
-mod volume;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

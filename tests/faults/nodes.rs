@@ -7,13 +7,17 @@ use pulp_testkit::{Postgres, RabbitMq};
 use pulp_tests::{
     Cluster, ClusterOptions, Pulp, Server as _,
     network::{Link, Network},
+    volume::Volume,
 };
 
-use crate::{clock::Clocks, plan::Engine, run::Run, volume::Volume};
+use crate::{clock::Clocks, plan::Engine, run::Run};
 
 /// Leases short enough that a run sees many end, long enough that a busy machine keeps them.
 const TASKS: &str = "worker_ttl_seconds = 6\nlease_ttl_seconds = 4\nsweep_seconds = 1\nmax_attempts = 5\n\
                      drain_timeout_seconds = 10\ncancel_grace_seconds = 5";
+
+/// Room on the content volume for everything that a run keeps, and little more.
+const VOLUME_MEBIBYTES: u32 = 256;
 
 /// Everything that runs. All processes are on one machine: two of a role have the same host name.
 pub(crate) struct Nodes {
@@ -52,7 +56,7 @@ impl Nodes {
             (postgres.join(), rabbit)
         });
         let (postgres, rabbit) = (postgres.map_err(|_| anyhow::anyhow!("PostgreSQL"))??, rabbit?);
-        let (network, volume, clocks) = (Network::new()?, Volume::new()?, Clocks::new()?);
+        let (network, volume, clocks) = (Network::new()?, Volume::of(VOLUME_MEBIBYTES)?, Clocks::new()?);
         let database_url = postgres.create_database("faults")?;
         let broker_url = rabbit.url();
         let mut names: Vec<String> = (0..managers).map(|n| format!("manager-{n}")).collect();

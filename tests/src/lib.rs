@@ -8,6 +8,7 @@ pub mod http;
 pub mod images;
 pub mod network;
 pub mod saved;
+pub mod volume;
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -1,6 +1,9 @@
 //! What can go wrong with a publication, by what the caller can do about it.
 
-use std::{io, path::PathBuf};
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
 
 use pulp_model::{CodedError, ErrorCode};
 
@@ -34,9 +37,17 @@ impl PublicationError {
     pub fn coded(&self) -> CodedError {
         match self {
             Self::Closure(e) => e.coded(),
+            Self::Io { path, source, .. }
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                let text = format!(
+                    "{self}; make room, then publish again: what was published before is still there"
+                );
+                CodedError::new(ErrorCode::NO_SPACE, text).with("path", path.display().to_string())
+            }
             Self::Io { path, .. } => CodedError::new(
                 ErrorCode::INTERNAL,
-                format!("{self}; check space and permissions of the publish directory, then publish again"),
+                format!("{self}; check the permissions of the publish directory, then publish again"),
             )
             .with("file", path.display().to_string()),
         }

@@ -1,4 +1,4 @@
-//! A content volume of its own, which can be full and can be read-only. Only root can mount one.
+//! A volume of its own, which can be full and can be read-only. Only root can mount one.
 
 use std::{
     fs,
@@ -13,17 +13,14 @@ use anyhow::{Result, bail, ensure};
 use pulp_model::Digest;
 use tempfile::TempDir;
 
-use crate::run::pause;
-
-/// Room for everything that a run keeps, and little more.
-const SIZE: &str = "size=256m";
+use crate::files_below;
 
 /// Mounts, says so, waits for the end of its input, and unmounts: also when the test was killed.
 const KEEPER: &str = r#"trap '' INT TERM HUP
 mount -t tmpfs -o "$2" pulp-faults "$1" && echo mounted && read -r _; umount -l "$1" 2>/dev/null; rmdir "$1" 2>/dev/null"#;
 
-/// Where the blobs lie.
-pub(crate) struct Volume {
+/// A directory that is a volume of its own, where that can be had.
+pub struct Volume {
     path: PathBuf,
     /// None: a plain directory, whose faults can't be had.
     keeper: Option<Child>,
@@ -31,14 +28,15 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    pub(crate) fn new() -> Result<Self> {
+    /// One with room for so many mebibytes.
+    pub fn of(mebibytes: u32) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("volume");
         fs::create_dir(&path)?;
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(&path)
-            .arg(SIZE)
+            .arg(format!("size={mebibytes}m"))
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -61,11 +59,12 @@ impl Volume {
     }
 
     /// Whether it can be made full and read-only.
-    pub(crate) fn can_fail(&self) -> bool {
+    pub fn can_fail(&self) -> bool {
         self.keeper.is_some()
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -74,7 +73,7 @@ impl Volume {
     }
 
     /// Takes all the room there is.
-    pub(crate) fn fill(&self) -> Result<()> {
+    pub fn fill(&self) -> Result<()> {
         let mut file = fs::File::create(self.ballast())?;
         for piece in [vec![0; 1 << 20], vec![0; 4096]] {
             loop {
@@ -89,7 +88,7 @@ impl Volume {
     }
 
     /// Gives the room back.
-    pub(crate) fn empty(&self) -> Result<()> {
+    pub fn empty(&self) -> Result<()> {
         match fs::remove_file(self.ballast()) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(e.into()),
             _ => Ok(()),
@@ -97,17 +96,20 @@ impl Volume {
     }
 
     /// Makes it read-only, if there is a moment at which nobody writes; whether there was one.
-    pub(crate) fn write_protect(&self) -> Result<bool> {
+    pub fn write_protect(&self) -> Result<bool> {
         for _ in 0..100 {
             if self.remount("ro")? {
                 return Ok(true);
             }
-            pause(Duration::from_millis(20));
+            // Nobody tells that he has ended writing.
+            #[allow(clippy::disallowed_methods)]
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(false)
     }
 
-    pub(crate) fn allow_writing(&self) -> Result<()> {
+    /// Ends that again.
+    pub fn allow_writing(&self) -> Result<()> {
         ensure!(self.remount("rw")?, "{} stays read-only", self.path.display());
         Ok(())
     }
@@ -122,13 +124,13 @@ impl Volume {
     }
 
     /// What attempts have not cleaned up.
-    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
-        pulp_tests::files_below(&self.path.join("tmp"))
+    pub fn leftovers(&self) -> Vec<PathBuf> {
+        files_below(&self.path.join("tmp"))
     }
 
     /// Reads every blob there is and compares it with its name; gives how many.
-    pub(crate) fn verify(&self) -> Result<usize> {
-        let blobs = pulp_tests::files_below(&self.path.join("sha256"));
+    pub fn verify(&self) -> Result<usize> {
+        let blobs = files_below(&self.path.join("sha256"));
         for blob in &blobs {
             let digest = Digest::sha256(fs::read(blob)?).to_string();
             let name = blob.file_name().unwrap_or_default().to_string_lossy();
