@@ -17,6 +17,7 @@ use sqlx::{Row as _, any::AnyRow};
 use crate::{
     Engine, Store, StoreError, Tx,
     engine::{assembled, keys},
+    fused::has_task,
     leases::micros,
     outbox::Message,
     row,
@@ -76,8 +77,8 @@ pub enum ClaimOutcome {
 
 /// An end that is all there is of a run.
 pub(crate) struct PlainEnd {
-    lease: TaskLease,
-    progress: String,
+    pub(crate) lease: TaskLease,
+    pub(crate) progress: String,
 }
 
 /// How a run ended.
@@ -138,10 +139,47 @@ impl Store {
         grants: &[(TaskId, Attempt)],
         worker: &Incarnation,
     ) -> Result<Vec<ClaimOutcome>, StoreError> {
+        let wanted = attempts_of(grants);
+        let found = match self.engine {
+            Engine::Postgres => self.claim_at_once(&wanted, worker).await?,
+            Engine::Sqlite => self.claim_in_steps(&wanted, worker).await?,
+        };
+        let Some(first) = found.first() else {
+            return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
+        };
+        let supports = row::json(first, "supports")?;
+        let now = row::instant(first, "now")?;
+        // By attempt too: among the grants may be one of an earlier attempt, and it must not be taken for this one.
+        let mut outcomes: BTreeMap<(TaskId, Attempt), ClaimOutcome> = BTreeMap::new();
+        for r in found.iter().filter(|r| has_task(r)) {
+            let lease = TaskLease {
+                task_id: row::parsed(r, "task_id")?,
+                attempt: Attempt(r.try_get("attempt")?),
+            };
+            let grant = (lease.task_id, lease.attempt);
+            let outcome = match readable(r, &supports)? {
+                Ok(kind) => ClaimOutcome::Claimed(Box::new(ClaimedTask {
+                    lease,
+                    kind,
+                    created: row::instant(r, "created")?,
+                    claimed: now,
+                    trace: row::trace(r)?,
+                })),
+                Err(why) => self.decline(&lease, why, r.try_get("declined")?).await?,
+            };
+            outcomes.insert(grant, outcome);
+        }
+        let of = |grant| outcomes.remove(grant).unwrap_or(ClaimOutcome::Refused);
+        Ok(grants.iter().map(of).collect())
+    }
+
+    /// As [`Store::claim_at_once`].
+    async fn claim_in_steps(&self, grants: &str, worker: &Incarnation) -> Result<Vec<AnyRow>, StoreError> {
         let mut tx = self.begin().await?;
         let clock = self.engine.clock();
         let alive = tx.sharing(format!(
-            "SELECT supports, {clock} AS now FROM workers WHERE name = $1 AND incarnation = $2 AND expires >= {clock}"
+            "SELECT supports, {clock} AS now, NULL AS task_id FROM workers \
+             WHERE name = $1 AND incarnation = $2 AND expires >= {clock}"
         ));
         let alive = sqlx::query(assembled(alive))
             .bind(&worker.name.0)
@@ -149,49 +187,42 @@ impl Store {
             .fetch_optional(tx.on())
             .await?;
         let Some(alive) = alive else {
-            return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
+            return Ok(Vec::new());
         };
-        let now = row::instant(&alive, "now")?;
-        let supports = row::json(&alive, "supports")?;
         let sql = format!(
             "UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = $4, progressed = $4 FROM {} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt \
-             AND (tasks.state = 'accepted' OR (tasks.state = 'running' AND tasks.worker_name = $2 AND tasks.incarnation = $3)) \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND (tasks.state || '' = 'accepted' \
+             OR (tasks.state || '' = 'running' AND tasks.worker_name || '' = $2 AND tasks.incarnation = $3)) \
              RETURNING tasks.task_id, tasks.attempt, kind, kind_name, schema_version, declined, created, traceparent, tracestate",
-            attempts_given(self.engine)
+            keys(self.engine, &[("id", "text"), ("attempt", "bigint")])
         );
-        let found = sqlx::query(assembled(sql))
-            .bind(attempts_of(grants))
+        let claimed = sqlx::query(assembled(sql))
+            .bind(grants)
             .bind(&worker.name.0)
             .bind(worker.id.to_string())
-            .bind(now.micros())
+            .bind(row::instant(&alive, "now")?.micros())
             .fetch_all(tx.on())
             .await?;
-        // By attempt too: among the grants may be one of an earlier attempt, and it must not be taken for this one.
-        let mut outcomes: BTreeMap<(TaskId, Attempt), ClaimOutcome> = BTreeMap::new();
-        for r in &found {
-            let id: TaskId = row::parsed(r, "task_id")?;
-            let attempt = Attempt(r.try_get("attempt")?);
-            let kind = match readable(r, &supports)? {
-                Ok(kind) => kind,
-                Err(why) => {
-                    tx.decline(id, &why, r.try_get("declined")?, now).await?;
-                    outcomes.insert((id, attempt), ClaimOutcome::Unreadable(why));
-                    continue;
-                }
-            };
-            let claimed = ClaimedTask {
-                lease: TaskLease { task_id: id, attempt },
-                kind,
-                created: row::instant(r, "created")?,
-                claimed: now,
-                trace: row::trace(r)?,
-            };
-            outcomes.insert((id, attempt), ClaimOutcome::Claimed(Box::new(claimed)));
-        }
         tx.commit().await?;
-        let of = |grant| outcomes.remove(grant).unwrap_or(ClaimOutcome::Refused);
-        Ok(grants.iter().map(of).collect())
+        Ok([alive].into_iter().chain(claimed).collect())
+    }
+
+    /// Takes back what was claimed and can't be read, unless somebody else has done so.
+    async fn decline(
+        &self,
+        lease: &TaskLease,
+        why: String,
+        declined: i64,
+    ) -> Result<ClaimOutcome, StoreError> {
+        let mut fenced = match self.begin_fenced(lease).await {
+            Ok(fenced) => fenced,
+            Err(StoreError::Fenced { .. }) => return Ok(ClaimOutcome::Refused),
+            Err(e) => return Err(e),
+        };
+        let now = fenced.now().await?;
+        fenced.decline(lease.task_id, &why, declined, now).await?;
+        fenced.tx.commit().await?;
+        Ok(ClaimOutcome::Unreadable(why))
     }
 
     /// Ends a task well that has no effect but its end, in a transaction shared with others that end at the same time;
@@ -227,13 +258,26 @@ impl Store {
 
     /// Tells of each whether it was finished; it was not if its attempt is over.
     async fn finish_together(&self, ends: &[PlainEnd]) -> Result<Vec<bool>, StoreError> {
+        let finished = match self.engine {
+            Engine::Postgres => self.finish_at_once(ends).await?,
+            Engine::Sqlite => self.finish_in_steps(ends).await?,
+        };
+        let finished: HashSet<TaskId> = finished.into_iter().collect();
+        Ok(ends
+            .iter()
+            .map(|end| finished.contains(&end.lease.task_id))
+            .collect())
+    }
+
+    /// As [`Store::finish_at_once`].
+    async fn finish_in_steps(&self, ends: &[PlainEnd]) -> Result<Vec<TaskId>, StoreError> {
         let mut tx = self.begin().await?;
         let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
         // The condition is the fence: it holds the row as an update does, and finds state and attempt as they are then.
         let sql = format!(
             "UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = {}, \
              progress_report = r.progress, spawned_tasks = '[]' FROM {} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state = 'running' \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state || '' = 'running' \
              RETURNING task_id, finished, (SELECT COUNT(*) FROM schedule_fires f \
              WHERE f.task_id = tasks.task_id OR f.task_id = tasks.parent_id) AS fires",
             self.engine.clock(),
@@ -265,11 +309,7 @@ impl Store {
             tx.tell(now, &messages).await?;
         }
         tx.commit().await?;
-        let finished: HashSet<TaskId> = finished.into_iter().collect();
-        Ok(ends
-            .iter()
-            .map(|end| finished.contains(&end.lease.task_id))
-            .collect())
+        Ok(finished)
     }
 
     /// Writes a progress report; false if the attempt is over.
@@ -367,11 +407,7 @@ impl Store {
     }
 }
 
-/// Attempts of tasks as [`records`].
-fn attempts_given(engine: Engine) -> String {
-    keys(engine, &[("id", "text"), ("attempt", "bigint")])
-}
-
+/// Attempts of tasks as [`keys`] of a field `id` and a field `attempt`.
 fn attempts_of(attempts: &[(TaskId, Attempt)]) -> String {
     let rows = attempts
         .iter()

@@ -129,13 +129,17 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        self.begin_by("BEGIN").await
+        let sqlite = "PRAGMA synchronous = FULL; BEGIN IMMEDIATE";
+        self.begin_by("BEGIN", sqlite).await
     }
 
-    /// Begins a transaction whose commit need not outlive a crash of PostgreSQL: what it says is decided, or sent, again.
-    /// A crash takes the last commits in their order, so whatever was built upon this one is gone with it.
+    /// Begins a transaction whose commit need not outlive a crash (of PostgreSQL; of the machine, with SQLite): what it says
+    /// is decided, or sent, again. A crash takes the last commits in their order, so whatever was built upon this one
+    /// is gone with it.
     pub(crate) async fn begin_repeatable(&self) -> Result<Tx, StoreError> {
-        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
+        let sqlite = "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE";
+        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off", sqlite)
+            .await
     }
 
     /// Begins a transaction that only reads, and in which all statements see the same instant.
@@ -147,11 +151,11 @@ impl Store {
         Ok(self.tx(self.pool.begin_with(begin).await?))
     }
 
-    async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
+    async fn begin_by(&self, postgres: &'static str, sqlite: &'static str) -> Result<Tx, StoreError> {
         Ok(match self.engine {
             Engine::Sqlite => {
                 let turn = self.writer_turn().await;
-                let mut lease = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+                let mut lease = self.pool.begin_with(sqlite).await?;
                 lease.turn = Some(turn);
                 self.tx(lease)
             }
@@ -322,17 +326,22 @@ pub(crate) fn rows_of(columns: usize, rows: usize) -> String {
 /// Rows given as one parameter, `$1`, the text of a JSON list of objects: `r` with these fields, each `text` or
 /// `bigint`. The statement's text is then the same for any number of rows, so that it is planned once.
 pub(crate) fn records(engine: Engine, fields: &[(&str, &str)]) -> String {
+    records_of(engine, 1, fields)
+}
+
+/// The same as [`records`], given as the parameter of this number.
+pub(crate) fn records_of(engine: Engine, parameter: usize, fields: &[(&str, &str)]) -> String {
     let list = |each: &dyn Fn(&str, &str) -> String| {
         let all: Vec<String> = fields.iter().map(|(name, of)| each(name, of)).collect();
         all.join(", ")
     };
     match engine {
         Engine::Postgres => format!(
-            "json_to_recordset(CAST($1 AS json)) AS r({})",
+            "json_to_recordset(CAST(${parameter} AS json)) AS r({})",
             list(&|name, of| format!("{name} {of}"))
         ),
         Engine::Sqlite => format!(
-            "(SELECT {} FROM json_each($1)) AS r",
+            "(SELECT {} FROM json_each(${parameter})) AS r",
             list(&|name, _| format!("value ->> '{name}' AS {name}"))
         ),
     }

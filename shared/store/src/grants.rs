@@ -1,6 +1,9 @@
 //! What the resource manager reads and commits. Every write is conditional on its epoch.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
@@ -114,7 +117,7 @@ impl Store {
         let sql = format!(
             "SELECT {LIVE_COLUMNS}, resource, exclusive FROM {} JOIN tasks t ON t.task_id = r.id \
              LEFT JOIN (SELECT task_id AS of, resource, exclusive FROM task_resources) AS x ON x.of = t.task_id \
-             WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
+             WHERE state || '' IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
             keys(self.engine, &[("id", "text")])
         );
         let rows = sqlx::query(assembled(sql))
@@ -141,13 +144,13 @@ impl Store {
                 "SELECT DISTINCT t.task_id FROM (SELECT * FROM json_to_recordset(CAST($1 AS json)) AS j(r text, f bigint, u bigint) \
                  LIMIT json_array_length(CAST($1 AS json))) AS gap \
                  JOIN task_resources x ON x.resource = gap.r AND x.created BETWEEN gap.f AND gap.u \
-                 JOIN tasks t ON t.task_id = x.task_id WHERE t.state = 'waiting'"
+                 JOIN tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'"
             }
             Engine::Sqlite => {
                 "SELECT DISTINCT t.task_id FROM json_each($1) AS gap \
                  CROSS JOIN task_resources x ON x.resource = gap.value ->> 'r' \
                  AND x.created BETWEEN gap.value ->> 'f' AND gap.value ->> 'u' \
-                 CROSS JOIN tasks t ON t.task_id = x.task_id WHERE t.state = 'waiting'"
+                 CROSS JOIN tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'"
             }
         };
         let list: Vec<Value> = gaps
@@ -168,26 +171,45 @@ impl Store {
         epoch: Epoch,
         grants: &[Grant],
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
+        let mut seen = HashSet::with_capacity(grants.len());
+        let grants: Vec<Grant> = grants.iter().filter(|g| seen.insert(g.id)).cloned().collect();
+        let (granted, now) = match self.engine {
+            Engine::Postgres => self.grant_at_once(epoch, &grants).await?,
+            Engine::Sqlite => self.grant_in_steps(epoch, &grants).await?,
+        };
+        tell_of_grants(epoch, &grants, &granted, now);
+        let attempts: HashMap<TaskId, Attempt> = granted.iter().map(|g| (g.id, g.attempt)).collect();
+        let of = |grant: &Grant| Some((grant.id, *attempts.get(&grant.id)?));
+        Ok(grants.iter().filter_map(of).collect())
+    }
+
+    async fn grant_in_steps(
+        &self,
+        epoch: Epoch,
+        grants: &[Grant],
+    ) -> Result<(Vec<Granted>, Timestamp), StoreError> {
         // A grant that a crash takes is one that was never made: no claim can have outlived it.
         let mut tx = self.begin_repeatable().await?;
         let now = tx.require_epoch(ROLE, epoch).await?;
-        let mut origins = Origins::new();
-        let granted = tx.accept(epoch, grants, now, &mut origins).await?;
-        tx.reserve(&granted, now).await?;
-        let messages: Vec<_> = granted
+        let granted = tx.accept(epoch, grants, now).await?;
+        let attempts: HashMap<TaskId, &Granted> = granted.iter().map(|g| (g.id, g)).collect();
+        let accepted: Vec<Grant> = grants
             .iter()
-            .map(|(grant, attempt)| {
-                let trace = origins.get(&grant.id).and_then(|(trace, _)| trace.clone());
-                Message::granted(grant.id, *attempt, grant.class, epoch).within(trace)
-            })
+            .filter(|g| attempts.contains_key(&g.id))
+            .cloned()
             .collect();
+        tx.reserve(&accepted, now).await?;
+        let ids: Vec<TaskId> = accepted.iter().map(|grant| grant.id).collect();
+        tx.close_requests(&ids).await?;
+        let message = |grant: &Grant| {
+            let granted = attempts.get(&grant.id)?;
+            let message = Message::granted(grant.id, granted.attempt, grant.class, epoch);
+            Some(message.within(granted.trace.clone()))
+        };
+        let messages: Vec<_> = accepted.iter().filter_map(message).collect();
         tx.tell(now, &messages).await?;
         tx.commit().await?;
-        tell_of_grants(epoch, &granted, &origins, now);
-        Ok(granted
-            .into_iter()
-            .map(|(grant, attempt)| (grant.id, attempt))
-            .collect())
+        Ok((granted, now))
     }
 
     /// Sends grants again that no worker has claimed for `older_than`: their message was lost, or its queue is
@@ -312,21 +334,18 @@ impl Store {
 }
 
 impl Tx {
-    /// Counts the next attempt of those tasks that still wait, in the order of `grants`.
-    async fn accept<'g>(
+    /// Counts the next attempt of those tasks that still wait.
+    async fn accept(
         &mut self,
         epoch: Epoch,
-        grants: &'g [Grant],
+        grants: &[Grant],
         now: Timestamp,
-        origins: &mut Origins,
-    ) -> Result<Vec<(&'g Grant, Attempt)>, StoreError> {
+    ) -> Result<Vec<Granted>, StoreError> {
         let ids: Vec<TaskId> = grants.iter().map(|grant| grant.id).collect();
-        // What is stood for by an open request is so since its birth, so that whoever stands for none never will.
         let sql = format!(
             "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $2, accepted = $3 FROM {} \
-             WHERE task_id = r.id AND state = 'waiting' AND COALESCE(not_before, 0) <= $3 \
-             RETURNING task_id, attempt, created, traceparent, tracestate, \
-             (SELECT COUNT(*) FROM open_requests o WHERE o.task_id = tasks.task_id) AS requests",
+             WHERE task_id = r.id AND state || '' = 'waiting' AND COALESCE(not_before, 0) <= $3 \
+             RETURNING task_id, attempt, created, traceparent, tracestate",
             keys(self.engine, &[("id", "text")])
         );
         let rows = sqlx::query(assembled(sql))
@@ -335,38 +354,11 @@ impl Tx {
             .bind(now.micros())
             .fetch_all(self.on())
             .await?;
-        let (mut attempts, mut requested) = (HashMap::with_capacity(rows.len()), Vec::new());
-        for r in &rows {
-            let id: TaskId = row::parsed(r, "task_id")?;
-            origins.insert(id, (row::trace(r)?, row::instant(r, "created")?));
-            attempts.insert(id, Attempt(r.try_get("attempt")?));
-            if r.try_get::<i64, _>("requests")? > 0 {
-                requested.push(id);
-            }
-        }
-        self.close_requests(&requested).await?;
-        // Taken out, so that a task that stands twice in `grants` is granted once.
-        Ok(grants
-            .iter()
-            .filter_map(|g| attempts.remove(&g.id).map(|attempt| (g, attempt)))
-            .collect())
+        rows.iter().map(Granted::read).collect()
     }
 
     /// Reserves what the granted tasks take; the database refuses a conflict.
-    async fn reserve(&mut self, granted: &[(&Grant, Attempt)], now: Timestamp) -> Result<(), StoreError> {
-        let of = |grant: &Grant, claim: &Claim| {
-            json!({
-                "id": grant.id, "resource": claim.resource, "place": place(grant.id),
-                "exclusive": i64::from(claim.mode == LockMode::Exclusive),
-            })
-        };
-        let rows: Vec<Value> = granted
-            .iter()
-            .flat_map(|(grant, _)| grant.claims.iter().map(|claim| of(grant, claim)))
-            .collect();
-        if rows.is_empty() {
-            return Ok(());
-        }
+    async fn reserve(&mut self, granted: &[Grant], now: Timestamp) -> Result<(), StoreError> {
         let fields = [
             ("id", "text"),
             ("resource", "text"),
@@ -379,7 +371,7 @@ impl Tx {
             records(self.engine, &fields)
         );
         sqlx::query(assembled(sql))
-            .bind(Value::Array(rows).to_string())
+            .bind(reservations_of(granted))
             .bind(now.micros())
             .execute(self.on())
             .await?;
@@ -408,16 +400,57 @@ impl Tx {
     }
 }
 
-/// Where granted tasks come from: their traces, and since when they waited.
-type Origins = HashMap<TaskId, (Option<TraceContext>, Timestamp)>;
+/// A task that was granted.
+pub(crate) struct Granted {
+    pub(crate) id: TaskId,
+    pub(crate) attempt: Attempt,
+    /// Since when it waited.
+    created: Timestamp,
+    pub(crate) trace: Option<TraceContext>,
+}
+
+impl Granted {
+    pub(crate) fn read(found: &AnyRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row::parsed(found, "task_id")?,
+            attempt: Attempt(found.try_get("attempt")?),
+            created: row::instant(found, "created")?,
+            trace: row::trace(found)?,
+        })
+    }
+}
+
+/// What these take, as [`records`] of id, resource, place and exclusive.
+pub(crate) fn reservations_of(grants: &[Grant]) -> String {
+    let of = |grant: &Grant, claim: &Claim| {
+        json!({
+            "id": grant.id, "resource": claim.resource, "place": place(grant.id),
+            "exclusive": i64::from(claim.mode == LockMode::Exclusive),
+        })
+    };
+    let rows = grants
+        .iter()
+        .flat_map(|grant| grant.claims.iter().map(move |claim| of(grant, claim)));
+    Value::Array(rows.collect()).to_string()
+}
 
 /// A span for each grant, from the task's creation: it waited for its resources all that time, and for its turn.
-fn tell_of_grants(epoch: Epoch, granted: &[(&Grant, Attempt)], origins: &Origins, now: Timestamp) {
-    for (grant, attempt) in granted {
-        let Some((Some(trace), created)) = origins.get(&grant.id) else {
+fn tell_of_grants(epoch: Epoch, grants: &[Grant], granted: &[Granted], now: Timestamp) {
+    if !pulp_trace::is_exporting() {
+        return;
+    }
+    for Granted {
+        id,
+        attempt,
+        created,
+        trace,
+    } in granted
+    {
+        let grant = grants.iter().find(|grant| grant.id == *id);
+        let (Some(grant), Some(trace)) = (grant, trace) else {
             continue;
         };
-        if !pulp_trace::is_exporting() || !trace.is_sampled() {
+        if !trace.is_sampled() {
             continue;
         }
         let waited = Duration::from_micros(u64::try_from(now.micros() - created.micros()).unwrap_or(0));

@@ -6,6 +6,7 @@
 
 mod engine;
 mod error;
+mod fused;
 mod lookups;
 mod migrate;
 mod patience;

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{Engine, assembled, keys, records},
+    engine::{Engine, assembled, keys, records_of},
     leases::micros,
 };
 
@@ -33,6 +33,16 @@ pub struct OutboxRow {
     pub body: String,
     /// The trace that it belongs to.
     pub trace: Option<TraceContext>,
+}
+
+impl OutboxRow {
+    pub(crate) fn traceparent(&self) -> Option<String> {
+        self.trace.as_ref().map(TraceContext::traceparent)
+    }
+
+    pub(crate) fn tracestate(&self) -> Option<String> {
+        self.trace.as_ref().and_then(TraceContext::tracestate)
+    }
 }
 
 /// The queue of the resource manager.
@@ -182,30 +192,28 @@ impl Tx {
         if messages.is_empty() {
             return Ok(());
         }
-        let told: Vec<OutboxRow> = messages.iter().map(Message::row).collect();
-        let rows = told
-            .iter()
-            .map(|row| {
-                json!({
-                    "id": row.id, "queue": row.queue, "body": row.body,
-                    "traceparent": row.trace.as_ref().map(TraceContext::traceparent),
-                    "tracestate": row.trace.as_ref().and_then(TraceContext::tracestate),
-                })
-            })
-            .collect();
-        let fields = ["id", "queue", "body", "traceparent", "tracestate"].map(|field| (field, "text"));
-        let insert = format!(
-            "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
-             SELECT r.id, r.queue, r.body, r.traceparent, r.tracestate, CAST($2 AS BIGINT) FROM {}",
-            records(self.engine, &fields)
-        );
-        sqlx::query(assembled(insert))
-            .bind(Value::Array(rows).to_string())
+        let rows = self.leave(messages);
+        sqlx::query(assembled(insertion(self.engine, 1)))
+            .bind(rows)
             .bind(now.micros())
             .execute(self.on())
             .await?;
-        self.told.extend(told);
         Ok(())
+    }
+
+    /// Hands these to the relay with the commit, and gives the rows that an [`insertion`] takes. If that fails, so
+    /// does the commit.
+    pub(crate) fn leave(&mut self, messages: &[Message]) -> String {
+        let told: Vec<OutboxRow> = messages.iter().map(Message::row).collect();
+        let rows = told.iter().map(|row| {
+            json!({
+                "id": row.id, "queue": row.queue, "body": row.body,
+                "traceparent": row.traceparent(), "tracestate": row.tracestate(),
+            })
+        });
+        let rows = Value::Array(rows.collect()).to_string();
+        self.told.extend(told);
+        rows
     }
 
     async fn forget_sent(&mut self, confirmed: &[String]) -> Result<(), StoreError> {
@@ -220,6 +228,17 @@ impl Tx {
             .await?;
         Ok(())
     }
+}
+
+/// The statement that puts messages into the outbox: their rows are the parameter of this number, and the second
+/// tells the time.
+pub(crate) fn insertion(engine: Engine, parameter: usize) -> String {
+    let fields = ["id", "queue", "body", "traceparent", "tracestate"].map(|field| (field, "text"));
+    format!(
+        "INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
+         SELECT r.id, r.queue, r.body, r.traceparent, r.tracestate, CAST($2 AS BIGINT) FROM {}",
+        records_of(engine, parameter, &fields)
+    )
 }
 
 /// A message not yet in the outbox.
@@ -259,7 +278,7 @@ impl Message {
     }
 
     /// As it stands in the outbox.
-    fn row(&self) -> OutboxRow {
+    pub(crate) fn row(&self) -> OutboxRow {
         OutboxRow {
             id: Uuid::now_v7().to_string(),
             queue: self.queue.to_owned(),

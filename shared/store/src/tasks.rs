@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
-    Store, StoreError, Tx,
-    engine::{assembled, ids_of, keys, placeholders, records},
-    outbox::Message,
+    Engine, Store, StoreError, Tx,
+    engine::{assembled, ids_of, keys, placeholders, records, records_of},
+    outbox::{self, Message},
     row,
     together::all_or_each,
 };
@@ -379,43 +379,60 @@ impl Tx {
             ("traceparent", "text"),
             ("tracestate", "text"),
         ];
-        let insert = format!(
+        let engine = self.engine;
+        let insert_tasks = format!(
             "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
              group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks, \
              traceparent, tracestate) \
              SELECT r.id, r.kind, r.name, r.type, r.version, r.owner, r.class, 'waiting', r.tags, r.grp, r.parent, \
              r.restartable, 0, 0, 0, CAST($2 AS BIGINT), '{{}}', '[]', r.traceparent, r.tracestate FROM {}",
-            records(self.engine, &fields)
+            records(engine, &fields)
         );
-        sqlx::query(assembled(insert))
-            .bind(Value::Array(rows).to_string())
-            .bind(now.micros())
-            .execute(self.on())
-            .await?;
-        if !tags.is_empty() {
-            let insert = format!(
+        let insert_tags = |parameter| {
+            format!(
                 "INSERT INTO task_tags (task_id, tag) SELECT r.id, r.tag FROM {}",
-                records(self.engine, &[("id", "text"), ("tag", "text")])
-            );
-            sqlx::query(assembled(insert))
-                .bind(Value::Array(tags).to_string())
-                .execute(self.on())
-                .await?;
-        }
-        if !claims.is_empty() {
+                records_of(engine, parameter, &[("id", "text"), ("tag", "text")])
+            )
+        };
+        let insert_claims = |parameter| {
             let fields = [("id", "text"), ("resource", "text"), ("exclusive", "bigint")];
-            let insert = format!(
+            format!(
                 "INSERT INTO task_resources (task_id, resource, exclusive, created) \
                  SELECT r.id, r.resource, r.exclusive, CAST($2 AS BIGINT) FROM {}",
-                records(self.engine, &fields)
-            );
-            sqlx::query(assembled(insert))
-                .bind(Value::Array(claims).to_string())
-                .bind(now.micros())
-                .execute(self.on())
-                .await?;
+                records_of(engine, parameter, &fields)
+            )
+        };
+        let [rows, tags, claims] = [rows, tags, claims].map(|list| Value::Array(list).to_string());
+        match engine {
+            // One statement for all four: each is a round trip.
+            Engine::Postgres => {
+                let sql = format!(
+                    "WITH born AS ({insert_tasks}), tagged AS ({}), claimed AS ({}) {}",
+                    insert_tags(3),
+                    insert_claims(4),
+                    outbox::insertion(engine, 5)
+                );
+                let messages = self.leave(&messages);
+                sqlx::query(assembled(sql))
+                    .bind(rows)
+                    .bind(now.micros())
+                    .bind(tags)
+                    .bind(claims)
+                    .bind(messages)
+                    .execute(self.on())
+                    .await?;
+                Ok(())
+            }
+            Engine::Sqlite => {
+                let query = sqlx::query(assembled(insert_tasks)).bind(rows);
+                query.bind(now.micros()).execute(self.on()).await?;
+                let query = sqlx::query(assembled(insert_tags(1))).bind(tags);
+                query.execute(self.on()).await?;
+                let query = sqlx::query(assembled(insert_claims(1))).bind(claims);
+                query.bind(now.micros()).execute(self.on()).await?;
+                self.tell(now, &messages).await
+            }
         }
-        self.tell(now, &messages).await
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.

@@ -1,0 +1,194 @@
+//! The transactions that every task goes through, each as one statement of PostgreSQL.
+//!
+//! There a statement is a round trip, and a transaction of four statements is six of them. So what a grant, a claim and a
+//! plain end do is one statement, whose parts take their rows from what the part before has changed; it is a
+//! transaction by itself. SQLite is in this process, and can't change anything within such a statement: it takes the
+//! same steps one by one.
+//!
+//! States are compared as `state || ''`, so that no index of states is used: who has the task's key needs none, and
+//! the planner thinks that few tasks wait.
+
+use std::collections::HashMap;
+
+use pulp_model::{Attempt, Epoch, TaskId, Timestamp};
+use serde_json::{Value, json};
+use sqlx::{Row as _, any::AnyRow};
+
+use crate::{
+    Engine, Store, StoreError,
+    attempts::PlainEnd,
+    engine::{assembled, keys},
+    grants::{Grant, Granted, ROLE, reservations_of},
+    outbox::{Message, OutboxRow},
+    row,
+    workers::Incarnation,
+};
+
+const ENGINE: Engine = Engine::Postgres;
+
+impl Store {
+    /// Accepts those of `grants` that still wait, reserves what they take, closes the requests that they stand for, and
+    /// tells the workers; refuses under an old epoch. Need not outlive a crash of the database.
+    pub(crate) async fn grant_at_once(
+        &self,
+        epoch: Epoch,
+        grants: &[Grant],
+    ) -> Result<(Vec<Granted>, Timestamp), StoreError> {
+        let messages: HashMap<TaskId, (OutboxRow, &Grant)> = grants
+            .iter()
+            .map(|grant| (grant.id, (granted(grant, Attempt(0), epoch).row(), grant)))
+            .collect();
+        let rows = grants.iter().filter_map(|grant| messages.get(&grant.id)).map(|(message, grant)| {
+            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body})
+        });
+        // The lease is locked before a row of it is joined with, and what is joined with is what it is then.
+        let sql = format!(
+            "WITH lease AS MATERIALIZED (SELECT epoch, {clock} AS now, set_config('synchronous_commit', 'off', true) AS later \
+             FROM leases WHERE role = $2 FOR SHARE), \
+             accepted AS (UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $3, accepted = lease.now \
+             FROM {ids}, lease WHERE lease.epoch = $3 AND tasks.task_id = r.id AND tasks.state || '' = 'waiting' \
+             AND COALESCE(tasks.not_before, 0) <= lease.now \
+             RETURNING tasks.task_id, tasks.attempt, tasks.created, tasks.accepted, tasks.traceparent, tasks.tracestate, \
+             r.message, r.queue, r.body), \
+             reserved AS (INSERT INTO reservations (resource, task_id, exclusive, place, granted) \
+             SELECT c.resource, c.id, c.exclusive, c.place, a.accepted FROM accepted a JOIN \
+             json_to_recordset(CAST($4 AS json)) AS c(id text, resource text, place bigint, exclusive bigint) ON c.id = a.task_id), \
+             closed AS (DELETE FROM open_requests WHERE task_id IN (SELECT task_id FROM accepted)), \
+             told AS (INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
+             SELECT message, queue, CAST(jsonb_set(CAST(body AS jsonb), '{{attempt}}', to_jsonb(attempt)) AS text), \
+             traceparent, tracestate, accepted FROM accepted) \
+             SELECT lease.epoch, lease.now, task_id, attempt, created, traceparent, tracestate \
+             FROM lease LEFT JOIN accepted ON true",
+            clock = ENGINE.clock(),
+            ids = keys(
+                ENGINE,
+                &[
+                    ("id", "text"),
+                    ("message", "text"),
+                    ("queue", "text"),
+                    ("body", "text")
+                ]
+            ),
+        );
+        let found = sqlx::query(assembled(sql))
+            .bind(Value::Array(rows.collect()).to_string())
+            .bind(ROLE)
+            .bind(epoch.0)
+            .bind(reservations_of(grants))
+            .fetch_all(&self.pool)
+            .await?;
+        let Some(lease) = found.first() else {
+            return Err(StoreError::LeadershipLost);
+        };
+        if lease.try_get::<i64, _>("epoch")? != epoch.0 {
+            return Err(StoreError::LeadershipLost);
+        }
+        let now = row::instant(lease, "now")?;
+        let (mut all, mut told) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
+        for r in found.iter().filter(|r| has_task(r)) {
+            let granted = Granted::read(r)?;
+            if let Some((message, grant)) = messages.get(&granted.id) {
+                told.push(OutboxRow {
+                    body: self::granted(grant, granted.attempt, epoch).row().body,
+                    trace: granted.trace.clone(),
+                    ..message.clone()
+                });
+            }
+            all.push(granted);
+        }
+        self.fresh.committed(told);
+        Ok((all, now))
+    }
+
+    /// Turns accepted attempts into runs of this worker, if its own lease lives; none if it doesn't. The rows have what
+    /// [`Store::claim_all`] reads.
+    pub(crate) async fn claim_at_once(
+        &self,
+        grants: &str,
+        worker: &Incarnation,
+    ) -> Result<Vec<AnyRow>, StoreError> {
+        let sql = format!(
+            "WITH alive AS MATERIALIZED (SELECT supports, {clock} AS now FROM workers \
+             WHERE name = $2 AND incarnation = $3 AND expires >= {clock} FOR SHARE), \
+             claimed AS (UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = alive.now, \
+             progressed = alive.now FROM {ids}, alive WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt \
+             AND (tasks.state || '' = 'accepted' \
+             OR (tasks.state || '' = 'running' AND tasks.worker_name || '' = $2 AND tasks.incarnation = $3)) \
+             RETURNING tasks.task_id, tasks.attempt, kind, kind_name, schema_version, declined, created, traceparent, tracestate) \
+             SELECT CASE WHEN row_number() OVER () = 1 THEN alive.supports END AS supports, alive.now, claimed.* \
+             FROM alive LEFT JOIN claimed ON true",
+            clock = ENGINE.clock(),
+            ids = keys(ENGINE, &[("id", "text"), ("attempt", "bigint")]),
+        );
+        let found = sqlx::query(assembled(sql))
+            .bind(grants)
+            .bind(&worker.name.0)
+            .bind(worker.id.to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(found)
+    }
+
+    /// Ends runs well, frees what they hold, counts them for their schedules and tells the resource manager. Answers
+    /// those that were running as that attempt.
+    pub(crate) async fn finish_at_once(&self, ends: &[PlainEnd]) -> Result<Vec<TaskId>, StoreError> {
+        let messages: Vec<OutboxRow> = ends
+            .iter()
+            .map(|end| Message::ended(end.lease.task_id()).row())
+            .collect();
+        let rows = ends.iter().zip(&messages).map(|(end, message)| {
+            json!({
+                "id": end.lease.task_id(), "attempt": end.lease.attempt(), "progress": end.progress,
+                "message": message.id, "queue": message.queue, "body": message.body,
+                "traceparent": message.traceparent(), "tracestate": message.tracestate(),
+            })
+        });
+        let fields = [
+            ("id", "text"),
+            ("attempt", "bigint"),
+            ("progress", "text"),
+            ("message", "text"),
+            ("queue", "text"),
+            ("body", "text"),
+            ("traceparent", "text"),
+            ("tracestate", "text"),
+        ];
+        let sql = format!(
+            "WITH done AS (UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = {clock}, \
+             progress_report = r.progress, spawned_tasks = '[]' FROM {ends} \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state || '' = 'running' \
+             RETURNING tasks.task_id, tasks.parent_id, tasks.finished, r.message, r.queue, r.body, r.traceparent AS parent, \
+             r.tracestate AS state), \
+             freed AS (DELETE FROM reservations WHERE task_id IN (SELECT task_id FROM done)), \
+             good AS (UPDATE schedules SET consecutive_failures = 0 WHERE schedule_id IN (\
+             SELECT f.schedule_id FROM done JOIN schedule_fires f ON f.task_id = done.task_id UNION \
+             SELECT f.schedule_id FROM done JOIN schedule_fires f ON f.task_id = done.parent_id)), \
+             told AS (INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
+             SELECT message, queue, body, parent, state, finished FROM done) \
+             SELECT task_id FROM done",
+            clock = ENGINE.clock(),
+            ends = keys(ENGINE, &fields),
+        );
+        let found = sqlx::query(assembled(sql))
+            .bind(Value::Array(rows.collect()).to_string())
+            .fetch_all(&self.pool)
+            .await?;
+        let finished: Vec<TaskId> = found
+            .iter()
+            .map(|r| row::parsed(r, "task_id"))
+            .collect::<Result<_, _>>()?;
+        let told = ends.iter().zip(messages);
+        let told = told.filter(|(end, _)| finished.contains(&end.lease.task_id()));
+        self.fresh.committed(told.map(|(_, message)| message).collect());
+        Ok(finished)
+    }
+}
+
+fn granted(grant: &Grant, attempt: Attempt, epoch: Epoch) -> Message {
+    Message::granted(grant.id, attempt, grant.class, epoch)
+}
+
+/// Whether a row is of a task, and not that of a lease without any.
+pub(crate) fn has_task(found: &AnyRow) -> bool {
+    matches!(found.try_get::<Option<String>, _>("task_id"), Ok(Some(_)))
+}
