@@ -134,9 +134,8 @@ impl Client {
         let told = quota(response.headers(), SystemTime::now());
         let refused = response.status() == StatusCode::TOO_MANY_REQUESTS;
         let is_limited = matches!(purpose, Purpose::Manifest | Purpose::ManifestHead);
-        let status = response.status();
-        let answered = status.is_success() || status == StatusCode::NOT_MODIFIED;
-        if refused || (is_limited && (told.is_told() || answered)) {
+        // That nothing has changed may be told without the limit though there is one.
+        if refused || (is_limited && (told.is_told() || response.status().is_success())) {
             let mut last = self.shared.told.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some(last.map_or(told, |last| last.sterner(told)));
         }
