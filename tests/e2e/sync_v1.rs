@@ -264,7 +264,8 @@ fn tokens_that_end_are_replaced_and_nobody_but_the_index_hears_the_password() ->
 fn a_mirror_of_version_1_follows_what_moves_and_what_goes() -> Result<()> {
     let upstream = V1Upstream::start()?;
     let ids = fill(&upstream);
-    let server = Standalone::start()?;
+    // One download at a time, over all workers, has to do.
+    let server = Standalone::with(&[("PULP_SYNC_DOWNLOADS_PER_HOST", "1")])?;
     let mirror = json!({"remove_missing": true, "tags_exclude": ["nightly*"]});
     create(&server, "old", &upstream.url(), &by_v1(&mirror))?;
     sync(&server, "old")?;
