@@ -134,7 +134,7 @@ fn a_worker_killed_at_any_point_of_its_publishes_leaves_the_old_or_the_new_ones_
     /// Publishes to break off.
     const POINTS: usize = 20;
     /// Kills that must be enough for that.
-    const KILLS: usize = 12;
+    const KILLS: usize = 20;
     let mut cluster = Cluster::with(ClusterOptions {
         name: "killed-publish",
         managers: 1,
@@ -213,7 +213,10 @@ fn kill_until(
         let layers = 3 + kill;
         import(&*cluster, &REPOS, layers)?;
         changes.count();
+        // Asked for while it stands still, they are all begun at once.
+        cluster.workers[0].signal("STOP")?;
         let tasks = publish_all(cluster)?;
+        cluster.workers[0].signal("CONT")?;
         // All parts of a run have their turn, and each time another point in it.
         let part = (kill * 2) % 5;
         let within = std::process::id() as usize + kill * 31;
