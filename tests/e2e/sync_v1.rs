@@ -179,13 +179,14 @@ fn a_repository_of_version_1_comes_with_both_faces_and_an_unchanged_one_costs_tw
         }
     }
     // Clients of today get an image that they take, the same that a saved one would have been imported to.
-    let target = server.folder().join("pulled");
-    skopeo(&[
-        "copy",
-        "--src-tls-verify=false",
-        &format!("docker://{crane}/mirror/old:latest"),
-        &format!("dir:{}", target.display()),
-    ])?;
+    let pulled = server.pull("mirror/old:latest")?;
+    let unpacked = [
+        tar_of("etc/base", &noise(1, 40_000)),
+        tar_of("etc/middle", b"middle"),
+    ];
+    let unpacked = [&unpacked[..], &[tar_of("etc/new", &noise(3, 70_000))]].concat();
+    let diff_ids: Vec<String> = unpacked.iter().map(|t| Digest::sha256(t).to_string()).collect();
+    assert_eq!(pulled.diff_ids, diff_ids, "base first");
     for (repo, tag) in [("saved-1", "1.0"), ("saved-2", "latest")] {
         let whole = if tag == "latest" {
             ids[3].clone()
