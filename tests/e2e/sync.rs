@@ -3,6 +3,7 @@
 
 mod by_digest;
 mod credentials;
+mod platforms;
 mod pusher;
 
 use std::collections::BTreeMap;
@@ -250,6 +251,13 @@ fn a_sync_killed_in_its_midst_goes_on_and_fetches_nothing_twice() -> Result<()> 
     wait_for("the blob that hangs, with all others here", || {
         let here = files_below(&server.data_dir().join("content/sha256")).len();
         Ok((upstream.count(&format!("blobs/{stuck}")) > 0 && here == 24).then_some(()))
+    })?;
+    let plan = "8 tags added, 0 moved, 0 removed, 0 unchanged; to fetch: 17 blobs, 488972 bytes";
+    wait_for("its row to tell the plan", || {
+        let running = server.task(&task)?;
+        let steps = running["progress_report"]["docker_importer"].as_array();
+        let told = steps.is_some_and(|steps| steps.iter().any(|s| s["details"] == plan));
+        Ok(told.then_some(()))
     })?;
     server.crash_and_start_again()?;
     upstream.stall(&stuck, None);

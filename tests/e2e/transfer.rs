@@ -21,7 +21,7 @@ use crate::settled::{attempt_of, settled, versions_of};
 const EXPORT: &str = "docker_export_distributor_name_cli";
 
 /// Makes the key of the exporting side and gives its public half to the other.
-fn trust(from: &impl Server, to: &impl Server) -> Result<()> {
+pub(crate) fn trust(from: &impl Server, to: &impl Server) -> Result<()> {
     let key = Command::new(binary("pulp"))
         .args(["signing-key", "--data-dir"])
         .arg(from.data_dir())
@@ -50,7 +50,7 @@ fn begin_export(server: &impl Server, repo: &str, options: &Value) -> Result<Str
 }
 
 /// Exports; gives what the task tells of it.
-fn export(server: &impl Server, repo: &str, options: &Value) -> Result<Value> {
+pub(crate) fn export(server: &impl Server, repo: &str, options: &Value) -> Result<Value> {
     let task = server.wait_until_finished(&begin_export(server, repo, options)?)?;
     Ok(task["result"]["export"].clone())
 }
@@ -60,7 +60,7 @@ fn directory(export: &Value) -> Result<PathBuf> {
 }
 
 /// Carries an export to the other side's folder of imports.
-fn carry(export: &Value, to: &impl Server, name: &str) -> Result<PathBuf> {
+pub(crate) fn carry(export: &Value, to: &impl Server, name: &str) -> Result<PathBuf> {
     let target = to.data_dir().join("import").join(name);
     let source = directory(export)?;
     for file in files_below(&source) {
@@ -78,7 +78,7 @@ fn begin_import(server: &impl Server, repo: &str, path: &str) -> Result<String> 
 }
 
 /// Imports; gives the task's result.
-fn import(server: &impl Server, repo: &str, path: &str) -> Result<Value> {
+pub(crate) fn import(server: &impl Server, repo: &str, path: &str) -> Result<Value> {
     let task = server.wait_until_finished(&begin_import(server, repo, path)?)?;
     Ok(task["result"].clone())
 }

@@ -154,7 +154,7 @@ codes! {
     UPSTREAM_RATE_LIMITED = "DKR1115";
     /// A manifest or index of the upstream repository can't be taken in; data `digest`, `reason`.
     UPSTREAM_MANIFEST = "DKR1116";
-    /// Tags that the settings name have no image for the platforms set; data `tags`, `platforms`.
+    /// Tags or digests that the settings name have no image for the platforms set; data `tags`, `platforms`.
     NO_SUCH_PLATFORM = "DKR1117";
 
     /// A directory that is no export for closed networks, or one of a later format.
