@@ -94,11 +94,12 @@ impl Images {
             arm64,
         })
     }
+}
 
-    fn at_crane(&self, server: &impl Server) -> Result<Value> {
-        let url = format!("http://{}/v2/mirror/m/manifests/multi", server.crane());
-        http::get_as(&url, OCI_INDEX)?.json()
-    }
+/// `multi` as Crane has it.
+fn at_crane(server: &impl Server) -> Result<Value> {
+    let url = format!("http://{}/v2/mirror/m/manifests/multi", server.crane());
+    http::get_as(&url, OCI_INDEX)?.json()
 }
 
 /// What Crane answers for a manifest: its status and error code.
@@ -291,7 +292,7 @@ fn a_rewritten_index_has_the_platforms_taken_and_names_the_original() -> Result<
     create(&server, "m", &images.registry.url(), &settings)?;
     let first = mirror(&server)?;
     assert_eq!(first["requests"]["manifests"], 4, "{first}");
-    let index = images.at_crane(&server)?;
+    let index = at_crane(&server)?;
     assert_eq!(index["annotations"][ORIGINAL], images.index.to_string());
     let members = |index: &Value| -> Vec<Value> {
         let members = index["manifests"].as_array().into_iter().flatten();
@@ -320,7 +321,7 @@ fn a_rewritten_index_has_the_platforms_taken_and_names_the_original() -> Result<
     let wider = mirror(&server)?;
     assert_eq!(wider["requests"]["manifests"], 2, "{wider}");
     assert_eq!(wider["plan"]["tags_moved"], json!(["multi", "nested"]));
-    assert_eq!(members(&images.at_crane(&server)?).len(), 4);
+    assert_eq!(members(&at_crane(&server)?).len(), 4);
 
     // The digest that upstream has, by the other mode.
     update(&server, &json!({"platforms_mode": "sparse"}))?;
