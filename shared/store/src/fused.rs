@@ -39,7 +39,7 @@ impl Store {
             .map(|grant| (grant.id, (granted(grant, Attempt(0), epoch).row(), grant)))
             .collect();
         let rows = grants.iter().filter_map(|grant| messages.get(&grant.id)).map(|(message, grant)| {
-            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body})
+            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body, "claims": Value::Array(reservations_of(grant)).to_string()})
         });
         // The lease is locked before a row of it is joined with, and what is joined with is what it is then.
         let sql = format!(
@@ -49,10 +49,10 @@ impl Store {
              FROM {ids}, lease WHERE lease.epoch = $3 AND tasks.task_id = r.id AND tasks.state || '' = 'waiting' \
              AND COALESCE(tasks.not_before, 0) <= lease.now \
              RETURNING tasks.task_id, tasks.attempt, tasks.created, tasks.accepted, tasks.traceparent, tasks.tracestate, \
-             r.message, r.queue, r.body), \
+             r.message, r.queue, r.body, r.claims), \
              reserved AS (INSERT INTO reservations (resource, task_id, exclusive, place, granted) \
-             SELECT c.resource, c.id, c.exclusive, c.place, a.accepted FROM accepted a JOIN \
-             json_to_recordset(CAST($4 AS json)) AS c(id text, resource text, place bigint, exclusive bigint) ON c.id = a.task_id), \
+             SELECT c.resource, c.id, c.exclusive, c.place, a.accepted FROM accepted a CROSS JOIN LATERAL \
+             json_to_recordset(CAST(a.claims AS json)) AS c(id text, resource text, place bigint, exclusive bigint)), \
              closed AS (DELETE FROM open_requests WHERE task_id IN (SELECT task_id FROM accepted)), \
              told AS (INSERT INTO outbox (id, queue, body, traceparent, tracestate, created) \
              SELECT message, queue, CAST(jsonb_set(CAST(body AS jsonb), '{{attempt}}', to_jsonb(attempt)) AS text), \
@@ -66,7 +66,8 @@ impl Store {
                     ("id", "text"),
                     ("message", "text"),
                     ("queue", "text"),
-                    ("body", "text")
+                    ("body", "text"),
+                    ("claims", "text"),
                 ]
             ),
         );
@@ -74,7 +75,6 @@ impl Store {
             .bind(Value::Array(rows.collect()).to_string())
             .bind(ROLE)
             .bind(epoch.0)
-            .bind(reservations_of(grants))
             .fetch_all(&self.pool)
             .await?;
         let Some(lease) = found.first() else {

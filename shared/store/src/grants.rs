@@ -120,7 +120,10 @@ impl Store {
              WHERE state || '' IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
             keys(self.engine, &[("id", "text")])
         );
+        // Planned each time: a plan made while the tables were small would read them as a whole for each task, long after
+        // they have grown.
         let rows = sqlx::query(assembled(sql))
+            .persistent(self.engine == Engine::Sqlite)
             .bind(ids_of(ids))
             .fetch_all(&self.pool)
             .await?;
@@ -139,25 +142,24 @@ impl Store {
 
     /// Those that wait in these parts of lines, each once. The cost is that of the parts, not of the lines.
     pub async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
-        let sql = match self.engine {
-            Engine::Postgres => {
-                "SELECT DISTINCT t.task_id FROM (SELECT * FROM json_to_recordset(CAST($1 AS json)) AS j(r text, f bigint, u bigint) \
-                 LIMIT json_array_length(CAST($1 AS json))) AS gap \
-                 JOIN task_resources x ON x.resource = gap.r AND x.created BETWEEN gap.f AND gap.u \
-                 JOIN tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'"
-            }
-            Engine::Sqlite => {
-                "SELECT DISTINCT t.task_id FROM json_each($1) AS gap \
-                 CROSS JOIN task_resources x ON x.resource = gap.value ->> 'r' \
-                 AND x.created BETWEEN gap.value ->> 'f' AND gap.value ->> 'u' \
-                 CROSS JOIN tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'"
-            }
+        // SQLite joins in the order told.
+        let join = match self.engine {
+            Engine::Postgres => "JOIN",
+            Engine::Sqlite => "CROSS JOIN",
         };
+        let sql = format!(
+            "SELECT DISTINCT t.task_id FROM {} {join} task_resources x ON x.resource = r.of \
+             AND x.created BETWEEN r.since AND r.until {join} tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'",
+            keys(
+                self.engine,
+                &[("of", "text"), ("since", "bigint"), ("until", "bigint")]
+            )
+        );
         let list: Vec<Value> = gaps
             .iter()
-            .map(|g| json!({"r": g.resource.as_str(), "f": g.from.micros(), "u": g.until.micros()}))
+            .map(|g| json!({"of": g.resource.as_str(), "since": g.from.micros(), "until": g.until.micros()}))
             .collect();
-        let rows = sqlx::query(sql)
+        let rows = sqlx::query(assembled(sql))
             .bind(Value::Array(list).to_string())
             .fetch_all(&self.pool)
             .await?;
@@ -371,7 +373,7 @@ impl Tx {
             records(self.engine, &fields)
         );
         sqlx::query(assembled(sql))
-            .bind(reservations_of(granted))
+            .bind(Value::Array(granted.iter().flat_map(reservations_of).collect()).to_string())
             .bind(now.micros())
             .execute(self.on())
             .await?;
@@ -420,18 +422,15 @@ impl Granted {
     }
 }
 
-/// What these take, as [`records`] of id, resource, place and exclusive.
-pub(crate) fn reservations_of(grants: &[Grant]) -> String {
-    let of = |grant: &Grant, claim: &Claim| {
+/// What a task takes, as [`records`] of id, resource, place and exclusive.
+pub(crate) fn reservations_of(grant: &Grant) -> Vec<Value> {
+    let of = |claim: &Claim| {
         json!({
             "id": grant.id, "resource": claim.resource, "place": place(grant.id),
             "exclusive": i64::from(claim.mode == LockMode::Exclusive),
         })
     };
-    let rows = grants
-        .iter()
-        .flat_map(|grant| grant.claims.iter().map(move |claim| of(grant, claim)));
-    Value::Array(rows.collect()).to_string()
+    grant.claims.iter().map(of).collect()
 }
 
 /// A span for each grant, from the task's creation: it waited for its resources all that time, and for its turn.
