@@ -5,8 +5,9 @@
 //! transaction by itself. SQLite is in this process, and can't change anything within such a statement: it takes the
 //! same steps one by one.
 //!
-//! States are compared as `state || ''`, so that no index of states is used: who has the task's key needs none, and
-//! the planner thinks that few tasks wait.
+//! States are compared as `state || substr(r.id, 1, 0)`, which is the state: the planner thinks that few tasks are in a
+//! given state, and would find those first, by an index or by reading a small table as a whole. A condition that needs the
+//! key can only be looked at once the task was found by it.
 
 use std::collections::HashMap;
 
@@ -46,7 +47,7 @@ impl Store {
             "WITH lease AS MATERIALIZED (SELECT epoch, {clock} AS now, set_config('synchronous_commit', 'off', true) AS later \
              FROM leases WHERE role = $2 FOR SHARE), \
              accepted AS (UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $3, accepted = lease.now \
-             FROM {ids}, lease WHERE lease.epoch = $3 AND tasks.task_id = r.id AND tasks.state || '' = 'waiting' \
+             FROM {ids}, lease WHERE lease.epoch = $3 AND tasks.task_id = r.id AND tasks.state || substr(r.id, 1, 0) = 'waiting' \
              AND COALESCE(tasks.not_before, 0) <= lease.now \
              RETURNING tasks.task_id, tasks.attempt, tasks.created, tasks.accepted, tasks.traceparent, tasks.tracestate, \
              r.message, r.queue, r.body, r.claims), \
@@ -112,8 +113,8 @@ impl Store {
              WHERE name = $2 AND incarnation = $3 AND expires >= {clock} FOR SHARE), \
              claimed AS (UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = alive.now, \
              progressed = alive.now FROM {ids}, alive WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt \
-             AND (tasks.state || '' = 'accepted' \
-             OR (tasks.state || '' = 'running' AND tasks.worker_name || '' = $2 AND tasks.incarnation = $3)) \
+             AND (tasks.state || substr(r.id, 1, 0) = 'accepted' \
+             OR (tasks.state || substr(r.id, 1, 0) = 'running' AND tasks.worker_name || '' = $2 AND tasks.incarnation = $3)) \
              RETURNING tasks.task_id, tasks.attempt, kind, kind_name, schema_version, declined, created, traceparent, tracestate) \
              SELECT CASE WHEN row_number() OVER () = 1 THEN alive.supports END AS supports, alive.now, claimed.* \
              FROM alive LEFT JOIN claimed ON true",
@@ -156,7 +157,7 @@ impl Store {
         let sql = format!(
             "WITH done AS (UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = {clock}, \
              progress_report = r.progress, spawned_tasks = '[]' FROM {ends} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state || '' = 'running' \
+             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state || substr(r.id, 1, 0) = 'running' \
              RETURNING tasks.task_id, tasks.parent_id, tasks.finished, r.message, r.queue, r.body, r.traceparent AS parent, \
              r.tracestate AS state), \
              freed AS (DELETE FROM reservations WHERE task_id IN (SELECT task_id FROM done)), \

@@ -117,7 +117,7 @@ impl Store {
         let sql = format!(
             "SELECT {LIVE_COLUMNS}, resource, exclusive FROM {} JOIN tasks t ON t.task_id = r.id \
              LEFT JOIN (SELECT task_id AS of, resource, exclusive FROM task_resources) AS x ON x.of = t.task_id \
-             WHERE state || '' IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
+             WHERE state || substr(r.id, 1, 0) IN ('waiting', 'accepted', 'running') ORDER BY created, t.task_id, resource",
             keys(self.engine, &[("id", "text")])
         );
         // Planned each time: a plan made while the tables were small would read them as a whole for each task, long after
