@@ -19,7 +19,7 @@ use crate::{
     lookups::Lookups,
     outbox::{Fresh, OutboxRow},
     patience::{self, Patience, Patient},
-    pool::{FRESH, LONGEST_QUEUE, Lease, Pool},
+    pool::{LONGEST_QUEUE, Lease, Pool},
     tasks::Request,
     together::Together,
 };
@@ -84,16 +84,10 @@ impl Store {
         let options = AnyPoolOptions::new()
             .max_connections(max_connections.max(2))
             .acquire_timeout(LONGEST_QUEUE)
-            // One that was used a moment ago is there; a call less for each transaction.
+            // By ours, which doesn't wait for ever. What was used a moment ago doesn't come from this pool.
             .test_before_acquire(false)
-            .before_acquire(move |connection, used| {
-                let idle = used.idle_for;
-                Box::pin(async move {
-                    if idle < FRESH {
-                        return Ok(true);
-                    }
-                    patience::lives(connection, engine).await
-                })
+            .before_acquire(move |connection, _| {
+                Box::pin(async move { patience::lives(connection, engine).await })
             })
             .after_connect(move |connection, _| Box::pin(async move { prepare(connection, engine).await }))
             .after_release(move |connection, _| {

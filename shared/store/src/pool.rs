@@ -3,7 +3,8 @@
 //! The library's pool asks a connection that comes back whether it still lives, in a call of its own, since it can't know
 //! what was done with it. We do: one whose last statement was answered to its end is kept aside for a moment, and the next
 //! caller takes it from there. A busy system thereby makes a call for each statement, and not two or three. Whatever was
-//! given up in its middle, failed, or lies idle goes back to the library's pool, which looks at it.
+//! given up in its middle, failed, or lies idle goes back to the library's pool, which looks at it; and with one that failed all
+//! that are kept aside, since what ended it may have ended them.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,7 +23,7 @@ use tokio::{
 use crate::patience::{LONGEST_SIGN_OF_LIFE, Patience, Patient};
 
 /// So long a connection that nobody used is taken to be alive.
-pub(crate) const FRESH: Duration = Duration::from_millis(50);
+const FRESH: Duration = Duration::from_millis(50);
 
 /// How long a connection is waited for.
 pub(crate) const LONGEST_QUEUE: Duration = Duration::from_secs(5);
@@ -119,6 +120,12 @@ impl Pool {
         }
     }
 
+    /// Where one may have failed because the server went away, the others are to be looked at, too.
+    fn distrust(&self) {
+        let kept = std::mem::take(&mut *self.lock());
+        drop(kept);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,6 +175,9 @@ impl Drop for Lease {
         let Some(mut connection) = self.connection.take() else {
             return;
         };
+        if self.stage != Stage::Clean {
+            self.pool.distrust();
+        }
         match self.stage {
             Stage::Clean => self.pool.keep(connection),
             // The library looks whether it can be used again.
