@@ -180,16 +180,10 @@ impl Viewer {
         peer: Option<Arc<Peer>>,
         headers: &HeaderMap,
     ) -> Self {
-        // Two of them, and one is not the proxy's.
-        let mut handed_on = headers.get_all(CERTIFICATE_HEADER).iter();
-        let handed_on = match (handed_on.next(), handed_on.next()) {
-            (Some(one), None) => one.to_str().ok().map(ToOwned::to_owned),
-            _ => None,
-        };
         Self {
+            handed_on: gate.as_ref().and_then(|_| handed_on(headers)),
             gate,
             peer,
-            handed_on,
             entitlement: OnceLock::new(),
             bearer: tokens.as_ref().and_then(|_| tokens::bearer(headers)),
             tokens,
@@ -232,6 +226,15 @@ impl Viewer {
             return authority.judge(&chain);
         }
         peer.certificate.as_ref()?.entitlement(&authority)
+    }
+}
+
+/// What a proxy says of a client's certificate. Of two such headers one is not the proxy's, so neither counts.
+fn handed_on(headers: &HeaderMap) -> Option<String> {
+    let mut values = headers.get_all(CERTIFICATE_HEADER).iter();
+    match (values.next(), values.next()) {
+        (Some(one), None) => one.to_str().ok().map(ToOwned::to_owned),
+        _ => None,
     }
 }
 

@@ -76,15 +76,19 @@ pub(crate) fn choose<'a>(
     holdings: &'a Holdings,
 ) -> Option<Held<'a>> {
     let TagTargets { schema1, image, list } = targets;
+    if list.is_some() && accept.takes_list() {
+        return list;
+    }
     let amd64 = list.as_ref().and_then(|list| holdings.amd64(list));
     let amd64 = amd64.filter(|m| accept.takes_image() || m.folder() == Folder::Schema1);
-    list.clone()
-        .filter(|_| accept.takes_list())
-        .or(amd64)
-        .or_else(|| image.clone().filter(|_| accept.takes_image()))
-        .or(schema1)
-        .or(image)
-        .or(list)
+    if amd64.is_some() {
+        return amd64;
+    }
+    if accept.takes_image() {
+        image.or(schema1).or(list)
+    } else {
+        schema1.or(image).or(list)
+    }
 }
 
 /// Path of a manifest below the url of a repository of which only the redirect file of an old Pulp is known; the

@@ -214,11 +214,12 @@ async fn local(app: &App, repo: &V2Repo) -> Option<Arc<Holdings>> {
 
 async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Result<Answer, FileGone> {
     let name = &repo.registry_id;
-    let digest = reference.parse::<Digest>();
-    if digest.is_err() && reference.contains(':') {
+    // No tag has a colon, and no digest is without.
+    let digest = reference.contains(':').then(|| reference.parse::<Digest>());
+    let Ok(digest) = digest.transpose() else {
         return Ok(Err(ApiError::digest_invalid(reference)));
-    }
-    if digest.is_err() && reference.parse::<TagName>().is_err() {
+    };
+    if digest.is_none() && reference.parse::<TagName>().is_err() {
         return Ok(Err(ApiError::manifest_unknown(name, reference)));
     }
     let Some(holdings) = local(app, repo).await else {
@@ -231,8 +232,8 @@ async fn manifest(app: &App, call: &Call, repo: &V2Repo, reference: &str) -> Res
             V2Content::Indexed(_) => Err(ApiError::unavailable()),
         });
     };
-    let by_tag = digest.is_err();
-    let found = if let Ok(digest) = &digest {
+    let by_tag = digest.is_none();
+    let found = if let Some(digest) = &digest {
         holdings.manifest(digest)
     } else {
         let targets = holdings.tag(reference);

@@ -78,7 +78,8 @@ impl Digest {
     }
 
     fn of_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
-        let hex = hex::encode(hash).into();
+        // The other crate goes character by character; a registry writes several of these for each answer.
+        let hex = data_encoding::HEXLOWER.encode(hash).into();
         Self { algorithm, hex }
     }
 
