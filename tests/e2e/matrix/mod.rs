@@ -241,13 +241,13 @@ fn same_config(kind: &Kind, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a client failed because the registry refused it.
+/// Whether a client failed because the registry refused it. The port and digests in its words may hold any number.
 fn told_no(error: &str) -> bool {
     [
         "denied",
         "unauthorized",
         "authentication required",
-        "401",
+        " 401",
         "certificate",
         "connection refused",
     ]
