@@ -142,19 +142,15 @@ impl Store {
             Engine::Sqlite => "BEGIN",
             Engine::Postgres => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         };
-        Ok(self.tx(self.pool.begin_with(begin).await?))
+        Ok(self.tx(self.pool.begin_with(begin, None).await?))
     }
 
     async fn begin_by(&self, postgres: &'static str, sqlite: &'static str) -> Result<Tx, StoreError> {
-        Ok(match self.engine {
-            Engine::Sqlite => {
-                let turn = self.writer_turn().await;
-                let mut lease = self.pool.begin_with(sqlite).await?;
-                lease.turn = Some(turn);
-                self.tx(lease)
-            }
-            Engine::Postgres => self.tx(self.pool.begin_with(postgres).await?),
-        })
+        let (statement, turn) = match self.engine {
+            Engine::Sqlite => (sqlite, Some(self.writer_turn().await)),
+            Engine::Postgres => (postgres, None),
+        };
+        Ok(self.tx(self.pool.begin_with(statement, turn).await?))
     }
 
     fn tx(&self, lease: Lease) -> Tx {

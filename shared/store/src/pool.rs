@@ -79,9 +79,14 @@ impl Pool {
         })
     }
 
-    /// Begins a transaction by a statement of one's own.
-    pub(crate) async fn begin_with(&self, statement: &'static str) -> Result<Lease, Error> {
+    /// Begins a transaction by a statement of one's own; on SQLite one that writes has the writer's turn.
+    pub(crate) async fn begin_with(
+        &self,
+        statement: &'static str,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Result<Lease, Error> {
         let mut lease = self.acquire().await?;
+        lease.turn = turn;
         // Before it is begun: a begin that is given up half-way may have been one.
         lease.stage = Stage::InTransaction;
         lease.patient().execute(statement).await?;
@@ -138,7 +143,7 @@ pub(crate) struct Lease {
     connection: Option<PoolConnection<Any>>,
     stage: Stage,
     /// The turn of SQLite's only writer, kept until a transaction that was given up is rolled back.
-    pub(crate) turn: Option<OwnedMutexGuard<()>>,
+    turn: Option<OwnedMutexGuard<()>>,
     pool: Pool,
     _place: OwnedSemaphorePermit,
 }
@@ -332,14 +337,117 @@ mod tests {
 
     #[tokio::test]
     async fn a_statement_given_up_in_its_middle_is_not_answered_to_another() {
-        let (_folder, [_, store]) = both("in_the_middle", 2).await;
+        let (_folder, [_, store]) = both("in_the_middle", 3).await;
         for n in 0..10_i64 {
-            let slow = sqlx::query("SELECT CAST(7 AS BIGINT) AS n FROM (SELECT pg_sleep(0.05)) AS s");
+            let mut holder = store.begin().await.unwrap();
+            holder
+                .on()
+                .execute("SELECT pg_advisory_xact_lock(1)")
+                .await
+                .unwrap();
+            let blocked =
+                sqlx::query("SELECT CAST(7 AS BIGINT) AS n FROM (SELECT pg_advisory_xact_lock(1)) AS s");
+            let mut given_up = Box::pin(blocked.fetch_all(&store.pool));
             // Sent, and not answered.
-            let given_up = tokio::time::timeout(Duration::from_millis(10), slow.fetch_all(&store.pool));
-            assert!(given_up.await.is_err());
+            let waits = "SELECT COUNT(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                assert!(futures::poll!(&mut given_up).is_pending());
+                let waiting = sqlx::query(waits).fetch_one(&store.pool).await.unwrap();
+                if waiting.get::<i64, _>("n") > 0 {
+                    break;
+                }
+                assert!(Instant::now() < deadline);
+            }
+            drop(given_up);
+            assert!(store.pool.lock().is_empty(), "all are to be looked at");
+            holder.commit().await.unwrap();
             let row = sqlx::query("SELECT $1 AS n").bind(n).fetch_one(&store.pool).await;
             assert_eq!(row.unwrap().get::<i64, _>("n"), n);
+        }
+    }
+
+    /// Sends a statement, and gives it up before it is answered; where the answer was there at once, what came of it.
+    async fn give_up<T>(store: &Store, call: impl Future<Output = T>) {
+        let mut call = Box::pin(call);
+        let is_answered = futures::poll!(&mut call).is_ready();
+        drop(call);
+        assert!(is_answered || store.pool.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_begin_or_a_commit_given_up_in_its_middle_leaves_no_transaction_behind() {
+        let (_folder, stores) = both("given_up_half_way", 2).await;
+        for store in &stores {
+            let mut least = 0;
+            for n in 0..20_i64 {
+                give_up(store, store.begin()).await;
+
+                let mut tx = store.begin().await.unwrap();
+                let insert = sqlx::query("INSERT INTO t (n) VALUES ($1)").bind(n);
+                insert.execute(tx.on()).await.unwrap();
+                give_up(store, tx.commit()).await;
+                // It was committed, or it was not; whoever comes next begins a transaction of its own.
+                let tx = store.begin().await.unwrap();
+                let now = count(store).await;
+                assert!(now == least || now == least + 1, "{now} after {least}");
+                least = now;
+                tx.commit().await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_begin_given_up_keeps_the_writers_turn_until_it_is_rolled_back() {
+        let (folder, [store, _]) = both("given_up_turn", 2).await;
+        let url = format!("sqlite:{}", folder.path().join("x").display());
+        let another_process = Store::connect(&url, 2).await.unwrap();
+        let held = another_process.begin().await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let next = loop {
+            assert!(Instant::now() < deadline);
+            // With a connection at hand, so that the first poll sends the statement; if it lay too long, once more.
+            count(&store).await;
+            let mut begun = Box::pin(store.begin());
+            assert!(futures::poll!(&mut begun).is_pending());
+            drop(begun);
+            let mut next = Box::pin(store.writer_turn());
+            if futures::poll!(&mut next).is_pending() {
+                break next;
+            }
+        };
+        held.commit().await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), next).await.unwrap();
+    }
+
+    /// What SQLite does at a commit: 2 waits for the disk, 1 does not.
+    async fn synchronous(tx: &mut crate::Tx) -> i64 {
+        let sql = "SELECT CAST(synchronous AS INTEGER) AS n FROM pragma_synchronous";
+        sqlx::query(sql).fetch_one(tx.on()).await.unwrap().get("n")
+    }
+
+    #[tokio::test]
+    async fn what_must_outlive_a_crash_waits_for_the_disk_whatever_its_connection_did_before() {
+        let (_folder, [store, _]) = both("synchronous", 2).await;
+        for way in 0..25 {
+            let mut tx = store.begin_repeatable().await.unwrap();
+            assert_eq!(synchronous(&mut tx).await, 1);
+            match way % 5 {
+                0 => tx.commit().await.unwrap(),
+                1 => drop(tx),
+                2 => {
+                    tx.on().execute("SELECT * FROM no_such_table").await.unwrap_err();
+                    drop(tx);
+                }
+                3 => give_up(&store, tx.commit()).await,
+                _ => {
+                    tx.commit().await.unwrap();
+                    give_up(&store, store.begin_repeatable()).await;
+                }
+            }
+            let mut durable = store.begin().await.unwrap();
+            assert_eq!(synchronous(&mut durable).await, 2, "after way {}", way % 5);
+            durable.commit().await.unwrap();
         }
     }
 
@@ -347,10 +455,9 @@ mod tests {
     async fn calls_one_after_the_other_share_a_connection_and_many_at_once_as_many_as_there_may_be() {
         let (_folder, [_, store]) = both("shared_connections", 3).await;
         let backend = || async {
-            let row =
-                sqlx::query("SELECT CAST(pg_backend_pid() AS BIGINT) AS n FROM (SELECT pg_sleep(0.01)) AS s")
-                    .fetch_one(&store.pool)
-                    .await;
+            let row = sqlx::query("SELECT CAST(pg_backend_pid() AS BIGINT) AS n")
+                .fetch_one(&store.pool)
+                .await;
             row.unwrap().get::<i64, _>("n")
         };
         let alone = [backend().await, backend().await];
@@ -358,6 +465,17 @@ mod tests {
         let at_once = futures::future::join_all((0..30).map(|_| backend())).await;
         let connections: std::collections::BTreeSet<i64> = at_once.into_iter().collect();
         assert!(connections.len() <= 3, "{connections:?}");
+        // All that there may be are in use: the next waits for one of them.
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(store.begin().await.unwrap());
+        }
+        let mut next = Box::pin(backend());
+        assert!(futures::poll!(&mut next).is_pending());
+        assert_eq!(store.pool.places.available_permits(), 0);
+        held.pop().unwrap().commit().await.unwrap();
+        next.await;
+        drop(held);
         store.close().await;
         let told = sqlx::query("SELECT 1").execute(&store.pool).await.unwrap_err();
         assert!(matches!(told, Error::PoolClosed), "{told:?}");
