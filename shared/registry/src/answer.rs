@@ -23,6 +23,15 @@ pub(crate) struct Document {
     pub(crate) bytes: Bytes,
 }
 
+impl Document {
+    /// Reads an answer whole; more than `limit` bytes are an error.
+    pub(crate) async fn read(response: Response, url: &Url, limit: u64) -> Result<Self> {
+        let headers = response.headers().clone();
+        let bytes = read_document(response, url, limit).await?;
+        Ok(Self { headers, bytes })
+    }
+}
+
 pub(crate) fn transport(url: &Url, error: reqwest::Error) -> RegistryError {
     // The url within may be that of a redirect, with a signature in it.
     RegistryError::Transport {

@@ -1,6 +1,6 @@
 //! A request and what it takes to get it answered: authentication, pauses, trying again.
 
-use std::{sync::PoisonError, time::Instant};
+use std::{future::Future, sync::PoisonError, time::Instant};
 
 use pulp_model::Digest;
 use reqwest::{
@@ -84,27 +84,27 @@ async fn answered(response: Response, ask: Ask<'_>) -> Result<Response> {
 impl Client {
     /// Sends a request until it succeeds or trying again is of no use; gives its headers, with the body to come.
     pub(crate) async fn request(&self, ask: Ask<'_>) -> Result<Response> {
-        let mut failures = Failures::none();
-        loop {
-            match self.attempt(ask).await {
-                Ok(response) => return Ok(response),
-                Err(error) => self.pause(&mut failures, error).await?,
-            }
-        }
+        self.until_done(|| self.attempt(ask)).await
     }
 
     /// The same for a document that is read whole; more than `limit` bytes are an error.
     pub(crate) async fn document(&self, ask: Ask<'_>, limit: u64) -> Result<Document> {
+        self.until_done(|| async {
+            let response = self.attempt(ask).await?;
+            Document::read(response, ask.url, limit).await
+        })
+        .await
+    }
+
+    /// Does something again, after a pause, until it is done or trying again is of no use.
+    pub(crate) async fn until_done<T, F: Future<Output = Result<T>>>(
+        &self,
+        once: impl Fn() -> F,
+    ) -> Result<T> {
         let mut failures = Failures::none();
         loop {
-            let read = async {
-                let response = self.attempt(ask).await?;
-                let headers = response.headers().clone();
-                let bytes = read_document(response, ask.url, limit).await?;
-                Ok(Document { headers, bytes })
-            };
-            match read.await {
-                Ok(document) => return Ok(document),
+            match once().await {
+                Ok(done) => return Ok(done),
                 Err(error) => self.pause(&mut failures, error).await?,
             }
         }

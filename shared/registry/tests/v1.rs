@@ -214,6 +214,23 @@ async fn a_token_that_has_ended_is_replaced_once_for_all_and_an_endless_refusal_
 }
 
 #[tokio::test]
+async fn an_index_that_fails_when_a_token_has_ended_is_asked_as_often_as_any_other_request() {
+    let endpoint = Server::start(|_, _| status(401)).await;
+    let named = endpoint.host.clone();
+    let server = Server::start(move |earlier, _| match earlier {
+        0 => index(&named, "t"),
+        _ => status(503),
+    })
+    .await;
+    let error = open(&server, false).await.tags().await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Status { status: 503, .. }),
+        "{error}"
+    );
+    assert_eq!((server.seen().len(), endpoint.seen().len()), (6, 5));
+}
+
+#[tokio::test]
 async fn an_index_that_is_its_own_endpoint_may_want_the_password_there_and_a_redirect_elsewhere_hears_nothing()
  {
     let elsewhere = Server::start(|_, _| ok("bytes")).await;

@@ -104,17 +104,13 @@ impl Client {
             length: Length::Document,
             wants_token: false,
         };
-        let mut failures = Failures::none();
-        loop {
-            let read = async {
-                let response = checked(self.send_v1(ask, None).await?, &url).await?;
-                read_document(response, &url, MAX_ANCESTRY).await
-            };
-            match read.await {
-                Ok(body) if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() => return Ok(()),
-                Ok(_) => return Err(protocol(&url, "no registry of version 1 answers".to_owned())),
-                Err(error) => self.pause(&mut failures, error).await?,
-            }
+        let answer = self.until_done(|| async {
+            let response = checked(self.send_v1(ask, None).await?, &url).await?;
+            read_document(response, &url, MAX_ANCESTRY).await
+        });
+        match serde_json::from_slice::<serde::de::IgnoredAny>(&answer.await?) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(protocol(&url, "no registry of version 1 answers".to_owned())),
         }
     }
 
@@ -122,7 +118,7 @@ impl Client {
     pub async fn v1(&self, name: &RegistryId) -> Result<V1Repository> {
         let url = self.url(&format!("v1/repositories/{name}/images"))?;
         let basic = AtomicBool::new(false);
-        let document = self.index(&url, &basic).await?;
+        let document = self.until_done(|| self.index(&url, &basic)).await?;
         let images = answers::images(&document.bytes).map_err(|e| protocol(&url, e))?;
         let index = Index::read(&document.headers, &self.base).map_err(|e| protocol(&url, e))?;
         Ok(V1Repository {
@@ -137,7 +133,7 @@ impl Client {
         })
     }
 
-    /// Asks the index, with our login where it wants one.
+    /// Asks the index once, with our login where it wants one.
     async fn index(&self, url: &Url, basic: &AtomicBool) -> Result<Document> {
         let ask = Ask {
             url,
@@ -145,19 +141,8 @@ impl Client {
             length: Length::Document,
             wants_token: true,
         };
-        let mut failures = Failures::none();
-        loop {
-            let read = async {
-                let response = self.send_as_user(ask, basic).await?;
-                let headers = response.headers().clone();
-                let bytes = read_document(response, url, MAX_LIST).await?;
-                Ok(Document { headers, bytes })
-            };
-            match read.await {
-                Ok(document) => return Ok(document),
-                Err(error) => self.pause(&mut failures, error).await?,
-            }
-        }
+        let response = self.send_as_user(ask, basic).await?;
+        Document::read(response, url, MAX_LIST).await
     }
 
     /// Asks the server that our login is for; tells the login only if asked to.
@@ -239,22 +224,18 @@ impl V1Repository {
     /// Begins to fetch an image's layer.
     pub async fn layer(&self, id: &ImageId, checksums: &V1Checksums) -> Result<V1Layer> {
         let path = format!("v1/images/{id}/layer");
-        let mut failures = Failures::none();
-        loop {
-            let began = self.try_endpoints(&path, Want::Stream, |url, answer| match answer {
-                Answer::Stream(response) => Ok(V1Layer::new(
-                    self.client.clone(),
-                    url.clone(),
-                    response,
-                    checksums,
-                )),
-                Answer::Document(_) => Err(protocol(url, "a stream was asked for".to_owned())),
-            });
-            match began.await {
-                Ok(layer) => return Ok(layer),
-                Err(error) => self.client.pause(&mut failures, error).await?,
-            }
-        }
+        let begin = |url: &Url, answer| match answer {
+            Answer::Stream(response) => Ok(V1Layer::new(
+                self.client.clone(),
+                url.clone(),
+                response,
+                checksums,
+            )),
+            Answer::Document(_) => Err(protocol(url, "a stream was asked for".to_owned())),
+        };
+        self.client
+            .until_done(|| self.try_endpoints(&path, Want::Stream, begin))
+            .await
     }
 
     /// Waits as long as `failures` downloads in a row that failed ask for, the last of them with `error`; gives the
@@ -271,17 +252,13 @@ impl V1Repository {
         limit: u64,
         parse: impl Fn(&HeaderMap, &bytes::Bytes) -> Result<T, String>,
     ) -> Result<T> {
-        let mut failures = Failures::none();
-        loop {
-            let found = self.try_endpoints(path, Want::Document(limit), |url, answer| match answer {
-                Answer::Document(it) => parse(&it.headers, &it.bytes).map_err(|e| protocol(url, e)),
-                Answer::Stream(_) => Err(protocol(url, "a document was asked for".to_owned())),
-            });
-            match found.await {
-                Ok(document) => return Ok(document),
-                Err(error) => self.client.pause(&mut failures, error).await?,
-            }
-        }
+        let read = |url: &Url, answer| match answer {
+            Answer::Document(it) => parse(&it.headers, &it.bytes).map_err(|e| protocol(url, e)),
+            Answer::Stream(_) => Err(protocol(url, "a document was asked for".to_owned())),
+        };
+        self.client
+            .until_done(|| self.try_endpoints(path, Want::Document(limit), read))
+            .await
     }
 
     /// Asks each endpoint once, the one that answered last before the others. If none gives what is wanted: the first
@@ -337,10 +314,9 @@ impl V1Repository {
         let Want::Document(limit) = want else {
             return Ok(Answer::Stream(response));
         };
-        let headers = response.headers().clone();
-        let bytes = read_document(response, url, limit).await?;
-        self.client.received(bytes.len());
-        Ok(Answer::Document(Document { headers, bytes }))
+        let document = Document::read(response, url, limit).await?;
+        self.client.received(document.bytes.len());
+        Ok(Answer::Document(document))
     }
 
     /// Asks an endpoint: with the token, with another token if that one has ended. The index's own server may want our
@@ -373,7 +349,8 @@ impl V1Repository {
         token.clone()
     }
 
-    /// Another token than the one that was refused; none if the index gives the same again.
+    /// Another token than the one that was refused; none if the index gives the same again. The index is asked once:
+    /// whoever needs the token tries again as a whole.
     async fn renewed(&self, refused: &str) -> Result<Option<String>> {
         let _alone = self.renewal.lock().await;
         let differs = |token: &String| token != refused;
