@@ -116,18 +116,27 @@ impl Tx {
             return Ok(());
         }
         let now = self.now().await?;
-        self.end_idle(&idle, now).await?;
+        if !idle.is_empty() {
+            self.end_idle(&idle, now).await?;
+        }
+        if !running.is_empty() {
+            self.ask_to_stop(&running, now).await?;
+        }
+        canceled.ended.extend(idle);
+        canceled.asked.extend(running);
+        Ok(())
+    }
+
+    async fn ask_to_stop(&mut self, ids: &[TaskId], now: Timestamp) -> Result<(), StoreError> {
         let sql = format!(
             "UPDATE tasks SET cancel_requested = $2 WHERE cancel_requested IS NULL AND task_id IN (SELECT r.id FROM {})",
             records(self.engine, &[("id", "text")])
         );
         sqlx::query(assembled(sql))
-            .bind(ids_of(&running))
+            .bind(ids_of(ids))
             .bind(now.micros())
             .execute(self.on())
             .await?;
-        canceled.ended.extend(idle);
-        canceled.asked.extend(running);
         Ok(())
     }
 

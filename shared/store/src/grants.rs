@@ -133,8 +133,10 @@ impl Store {
             if found.last().is_none_or(|task| task.id != id) {
                 found.push(live(r, Vec::new())?);
             }
-            if let (Some(task), Some(claim)) = (found.last_mut(), claim(r)?) {
-                task.claims.push(claim);
+            // A task without claims has one row, without any.
+            let claims = r.try_get::<Option<String>, _>("resource")?.is_some();
+            if let Some(task) = found.last_mut().filter(|_| claims) {
+                task.claims.push(claim(r)?);
             }
         }
         Ok(found)
@@ -486,26 +488,23 @@ fn by_task(rows: &[AnyRow]) -> Result<HashMap<String, Vec<Claim>>, StoreError> {
     let mut claims: HashMap<String, Vec<Claim>> = HashMap::new();
     for r in rows {
         let of = claims.entry(r.try_get("task_id")?).or_default();
-        of.extend(claim(r)?);
+        of.push(claim(r)?);
     }
     Ok(claims)
 }
 
-/// The claim that a row tells of; none of a task without any.
-fn claim(found: &AnyRow) -> Result<Option<Claim>, StoreError> {
-    let Some(resource) = found.try_get::<Option<String>, _>("resource")? else {
-        return Ok(None);
-    };
+/// The claim that a row tells of.
+pub(crate) fn claim(found: &AnyRow) -> Result<Claim, StoreError> {
+    let resource = ResourceKey::from_stored(found.try_get::<String, _>("resource")?);
     let mode = if found.try_get::<i64, _>("exclusive")? != 0 {
         LockMode::Exclusive
     } else {
         LockMode::Shared
     };
-    let resource = ResourceKey::from_stored(resource);
-    Ok(Some(Claim { resource, mode }))
+    Ok(Claim { resource, mode })
 }
 
-fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
+pub(crate) fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
     let text: String = found.try_get("class")?;
     TaskClass::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.class", format!("unknown class {text}")))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pulp_model::{
     TaskId, Timestamp, WorkerName,
-    task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
+    task::{Owner, TaskState},
     wait::{Contender, Parked, Service, Situation, Subject},
 };
 use sqlx::{
@@ -16,7 +16,7 @@ use sqlx::{
 use crate::{
     Store, StoreError, Tx,
     engine::{assembled, placeholders},
-    grants::ROLE,
+    grants::{ROLE, claim, class},
     row,
     tasks::state,
     timeline::EventKind,
@@ -243,19 +243,4 @@ async fn service(
 
 fn count(found: &AnyRow) -> Result<u64, StoreError> {
     Ok(u64::try_from(found.try_get::<i64, _>("n")?).unwrap_or(0))
-}
-
-fn claim(found: &AnyRow) -> Result<Claim, StoreError> {
-    let resource = ResourceKey::from_stored(found.try_get::<String, _>("resource")?);
-    let mode = if found.try_get::<i64, _>("exclusive")? != 0 {
-        LockMode::Exclusive
-    } else {
-        LockMode::Shared
-    };
-    Ok(Claim { resource, mode })
-}
-
-fn class(found: &AnyRow) -> Result<TaskClass, StoreError> {
-    let text: String = found.try_get("class")?;
-    TaskClass::parse(&text).ok_or_else(|| StoreError::corrupt("tasks.class", format!("unknown class {text}")))
 }
