@@ -31,6 +31,9 @@ contract!(
     an_effect_and_the_end_of_the_task_are_one_change,
     every_outcome_ends_the_task_and_frees_its_resources,
     a_fenced_transaction_of_another_attempt_is_refused,
+    a_plain_end_ends_the_task_frees_its_resources_and_tells_of_it,
+    a_plain_end_of_an_attempt_that_is_over_is_refused_and_changes_nothing,
+    of_plain_ends_that_come_together_each_is_judged_by_itself,
     an_end_that_the_database_refuses_is_not_taken_for_one_to_try_again,
     an_effect_that_is_dropped_leaves_the_task_running,
     a_cancel_waits_for_an_open_effect_and_finds_the_task_ended,
@@ -304,6 +307,91 @@ async fn a_fenced_transaction_of_another_attempt_is_refused(bed: &Bed) {
     tx.purge_tasks(&[TaskState::Finished]).await.unwrap();
     tx.commit().await.unwrap();
     refused("gone").await;
+}
+
+async fn a_plain_end_ends_the_task_frees_its_resources_and_tells_of_it(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let task = bed.running(epoch, &worker, &delete("r")).await;
+    let id = task.lease.task_id();
+    let messages = bed.outbox_depth().await.unwrap();
+    bed.outbox_fresh(u32::MAX);
+    let progress = json!({"done": 1});
+    bed.finish_without_effect(&task.lease, &progress).await.unwrap();
+    let row = bed.task_of(id).await;
+    assert_eq!(
+        (row.state, &row.progress_report),
+        (TaskState::Finished, &progress)
+    );
+    assert_eq!((row.result, row.error.is_none()), (Some(json!(null)), true));
+    assert!(row.finished.unwrap() >= row.started.unwrap());
+    assert_eq!(bed.number("SELECT COUNT(*) FROM reservations").await, 0);
+    assert_eq!(bed.outbox_depth().await.unwrap(), messages + 1);
+    let told = bed.outbox_fresh(u32::MAX);
+    let bodies: Vec<serde_json::Value> = told
+        .iter()
+        .map(|row| serde_json::from_str(&row.body).unwrap())
+        .collect();
+    assert_eq!(bodies, [json!({"v": 1, "type": "ended", "task_id": id})]);
+    assert_eq!(told[0].queue, "intake");
+}
+
+async fn a_plain_end_of_an_attempt_that_is_over_is_refused_and_changes_nothing(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let first = bed.running(epoch, &worker, &delete("r")).await;
+    let id = first.lease.task_id();
+    let refused = async |state: TaskState, reservations: i64| {
+        let messages = bed.outbox_depth().await.unwrap();
+        bed.outbox_fresh(u32::MAX);
+        let told = bed.finish_without_effect(&first.lease, &json!({})).await;
+        assert!(matches!(told, Err(StoreError::Fenced { .. })), "{told:?}");
+        assert_eq!(bed.task_of(id).await.state, state);
+        assert_eq!(
+            bed.number("SELECT COUNT(*) FROM reservations").await,
+            reservations
+        );
+        assert_eq!(bed.outbox_depth().await.unwrap(), messages);
+        assert_eq!(bed.outbox_fresh(u32::MAX), []);
+    };
+    bed.hand_back(&first.lease).await.unwrap();
+    refused(TaskState::Waiting, 0).await;
+    let attempt = bed.grant(epoch, id, &delete("r")).await.unwrap();
+    refused(TaskState::Accepted, 1).await;
+    let second = claimed(bed.claim(id, attempt, &worker).await.unwrap());
+    refused(TaskState::Running, 1).await;
+    finish(bed.begin_fenced(&second.lease).await.unwrap()).await;
+    refused(TaskState::Finished, 0).await;
+    let again = bed.finish_without_effect(&second.lease, &json!({})).await;
+    assert!(matches!(again, Err(StoreError::Fenced { .. })), "{again:?}");
+}
+
+async fn of_plain_ends_that_come_together_each_is_judged_by_itself(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let mut leases = Vec::new();
+    for n in 0..9 {
+        let task = bed.running(epoch, &worker, &delete(&format!("r{n}"))).await;
+        if n % 3 == 0 {
+            bed.hand_back(&task.lease).await.unwrap();
+        }
+        leases.push(task.lease);
+    }
+    let progress = json!({});
+    let ends = leases
+        .iter()
+        .map(|lease| bed.finish_without_effect(lease, &progress));
+    for (n, told) in futures::future::join_all(ends).await.into_iter().enumerate() {
+        let state = bed.task_of(leases[n].task_id()).await.state;
+        if n % 3 == 0 {
+            assert!(matches!(told, Err(StoreError::Fenced { .. })), "{told:?}");
+            assert_eq!(state, TaskState::Waiting);
+        } else {
+            told.unwrap();
+            assert_eq!(state, TaskState::Finished);
+        }
+    }
+    assert_eq!(bed.number("SELECT COUNT(*) FROM reservations").await, 0);
 }
 
 async fn an_end_that_the_database_refuses_is_not_taken_for_one_to_try_again(bed: &Bed) {

@@ -27,6 +27,7 @@ contract!(
     failures_in_a_row_disable_it_and_a_success_forgives_them,
     a_lost_worker_counts_as_a_failure_and_a_cancel_as_nothing,
     a_run_is_judged_by_the_publish_that_it_makes,
+    a_plain_end_forgives_failures_as_any_good_run_does,
     a_change_counts_from_its_own_start_and_keeps_the_total,
     a_disabled_schedule_does_not_fire,
     fires_are_forgotten_with_their_tasks,
@@ -390,6 +391,36 @@ async fn a_run_is_judged_by_the_publish_that_it_makes(bed: &Bed) {
     let fenced = bed.begin_fenced(&lease).await.unwrap();
     fenced.finish(&failed(), &json!({})).await.unwrap();
     assert_eq!(again(bed, &made).await.consecutive_failures, 2);
+}
+
+async fn a_plain_end_forgives_failures_as_any_good_run_does(bed: &Bed) {
+    let (_, of_another) = repository(bed, "other").await;
+    let other = make(bed, &new(&of_another, "2020-01-01T00:00Z/P1D")).await;
+    assert_eq!(run(bed, &other, &failed()).await.consecutive_failures, 1);
+    let (_, publish) = repository(bed, "r").await;
+    let made = make(bed, &new(&publish, "2020-01-01T00:00Z/P1D")).await;
+    let fail_and_fire = async || {
+        assert_eq!(run(bed, &made, &failed()).await.consecutive_failures, 1);
+        make_due(bed, &made).await;
+        let task = fire(bed).await[0].1.task_id;
+        claim(bed, &made, task).await
+    };
+    let lease = fail_and_fire().await;
+    bed.finish_without_effect(&lease, &json!({})).await.unwrap();
+    assert_eq!(again(bed, &made).await.consecutive_failures, 0);
+    // So does that of the publish that a run has made.
+    let lease = fail_and_fire().await;
+    let mut fenced = bed.begin_fenced(&lease).await.unwrap();
+    let child = fenced.spawn(&crate::support::publish("r", "d")).await.unwrap();
+    fenced
+        .finish(&Outcome::Finished(json!(null)), &json!({}))
+        .await
+        .unwrap();
+    assert_eq!(again(bed, &made).await.consecutive_failures, 1, "not known yet");
+    let lease = claim(bed, &made, child).await;
+    bed.finish_without_effect(&lease, &json!({})).await.unwrap();
+    assert_eq!(again(bed, &made).await.consecutive_failures, 0);
+    assert_eq!(again(bed, &other).await.consecutive_failures, 1);
 }
 
 async fn a_change_counts_from_its_own_start_and_keeps_the_total(bed: &Bed) {
