@@ -292,3 +292,18 @@ impl Message {
         Self { trace, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_nothing_can_be_sent_no_more_than_so_many_messages_are_kept_beside_their_rows() {
+        let fresh = Fresh::default();
+        for _ in 0..FRESH_AT_MOST / 100 + 10 {
+            let rows = (0..100).map(|_| Message::ended(TaskId::new()).row());
+            fresh.committed(rows.collect());
+        }
+        assert_eq!(fresh.lock().len(), FRESH_AT_MOST);
+    }
+}
