@@ -323,46 +323,91 @@ fn spans_of(batch: &[Outgoing]) -> Vec<Span> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use pulp_broker::ConnectOptions;
-    use pulp_model::task::TaskKind;
+    use pulp_model::{TaskId, task::TaskKind};
 
     use super::*;
 
-    #[tokio::test]
-    async fn a_committed_task_reaches_the_broker_and_leaves_the_outbox() {
-        let dir = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", dir.path().join("pulp.db").display());
+    struct Bed {
+        store: Store,
+        url: String,
+        broker: Arc<dyn Broker>,
+        _folder: tempfile::TempDir,
+    }
+
+    async fn bed() -> Bed {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("pulp.db").display());
         let store = Store::connect(&url, 4).await.unwrap();
         store.migrate().await.unwrap();
         let broker = pulp_broker::connect("memory:", "t", ConnectOptions::default())
             .await
             .unwrap();
-        let stop = CancellationToken::new();
-        let relay = tokio::spawn(run(store.clone(), Arc::clone(&broker), 2, stop.clone()));
-        let mut consumer = broker.consume(Queue::Intake, 10).await.unwrap();
-
-        let mut sent = Vec::new();
-        for _ in 0..5 {
-            let mut tx = store.begin().await.unwrap();
-            sent.push(
-                tx.enqueue(&TaskKind::DeleteRepository {
-                    repo_id: "r".parse().unwrap(),
-                })
-                .await
-                .unwrap(),
-            );
-            tx.commit().await.unwrap();
+        Bed {
+            store,
+            url,
+            broker,
+            _folder: folder,
         }
+    }
+
+    async fn commit_a_task(store: &Store) -> TaskId {
+        let mut tx = store.begin().await.unwrap();
+        let kind = TaskKind::DeleteRepository {
+            repo_id: "r".parse().unwrap(),
+        };
+        let id = tx.enqueue(&kind).await.unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    /// Reads news of tasks until each of these was told of; gives all that was told.
+    async fn told_of(consumer: &mut Box<dyn pulp_broker::Consumer>, tasks: &[TaskId]) -> Vec<TaskId> {
         let mut got = Vec::new();
-        // The first may come twice: found by its row while its commit hands it over.
-        while sent.iter().any(|id| !got.contains(id)) {
+        while tasks.iter().any(|id| !got.contains(id)) {
             let next = tokio::time::timeout(Duration::from_secs(20), consumer.next());
             let delivery = next.await.expect("a message in time").unwrap().unwrap();
             got.extend_from_slice(delivery.message().task_ids());
             delivery.ack().await.unwrap();
         }
+        got
+    }
+
+    #[tokio::test]
+    async fn a_committed_task_reaches_the_broker_and_leaves_the_outbox() {
+        let bed = bed().await;
+        let stop = CancellationToken::new();
+        let relay = tokio::spawn(run(bed.store.clone(), Arc::clone(&bed.broker), 2, stop.clone()));
+        let mut consumer = bed.broker.consume(Queue::Intake, 10).await.unwrap();
+
+        let mut sent = Vec::new();
+        for _ in 0..5 {
+            sent.push(commit_a_task(&bed.store).await);
+        }
+        let got = told_of(&mut consumer, &sent).await;
+        // The first may come twice: found by its row while its commit hands it over.
         assert!(got.len() < 2 * sent.len(), "{got:?}");
         stop.cancel();
         relay.await.unwrap();
-        assert_eq!(store.outbox_depth().await.unwrap(), 0);
+        assert_eq!(bed.store.outbox_depth().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_process_left_behind_that_died_after_its_commit_is_found_and_sent() {
+        let bed = bed().await;
+        let stop = CancellationToken::new();
+        let relay = tokio::spawn(run(bed.store.clone(), Arc::clone(&bed.broker), 2, stop.clone()));
+        let mut consumer = bed.broker.consume(Queue::Intake, 10).await.unwrap();
+        // Of this process, so that the relay is known to be past its first look at the rows.
+        told_of(&mut consumer, &[commit_a_task(&bed.store).await]).await;
+        let died = Store::connect(&bed.url, 2).await.unwrap();
+        let mut left = Vec::new();
+        for _ in 0..5 {
+            left.push(commit_a_task(&died).await);
+        }
+        died.close().await;
+        told_of(&mut consumer, &left).await;
+        stop.cancel();
+        relay.await.unwrap();
+        assert_eq!(bed.store.outbox_depth().await.unwrap(), 0);
     }
 }

@@ -17,6 +17,13 @@ async fn raw(url: &str) -> (Connection, lapin::Channel) {
     (connection, channel)
 }
 
+async fn delete(channel: &lapin::Channel, queue: &str) {
+    channel
+        .queue_delete(queue.into(), QueueDeleteOptions::default())
+        .await
+        .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unreadable_body_goes_to_the_dead_letters_and_the_next_is_delivered() {
     let url = shared_rabbitmq().unwrap().url();
@@ -52,13 +59,7 @@ async fn an_unroutable_message_is_not_confirmed_and_its_queue_is_made_again() {
     let prefix = unique_prefix("unroutable");
     let broker = rabbitmq_at(&url, &prefix).await;
     let (_connection, channel) = raw(&url).await;
-    channel
-        .queue_delete(
-            IMPORT.name(&prefix).as_str().into(),
-            QueueDeleteOptions::default(),
-        )
-        .await
-        .unwrap();
+    delete(&channel, &IMPORT.name(&prefix)).await;
     let to_intake = Outgoing::new(
         Message::Ended {
             task_id: TaskId::new(),
@@ -77,13 +78,7 @@ async fn a_consumer_whose_queue_is_deleted_ends_and_the_next_one_works() {
     let broker = rabbitmq_at(&url, &prefix).await;
     let mut consumer = broker.consume(IMPORT, 1).await.unwrap();
     let (_connection, channel) = raw(&url).await;
-    channel
-        .queue_delete(
-            IMPORT.name(&prefix).as_str().into(),
-            QueueDeleteOptions::default(),
-        )
-        .await
-        .unwrap();
+    delete(&channel, &IMPORT.name(&prefix)).await;
     let over = in_time("the end of the consumer", consumer.next()).await;
     assert!(!matches!(over, Ok(Some(_))), "{over:?}");
     let mut consumer = broker.consume(IMPORT, 1).await.unwrap();
@@ -152,10 +147,7 @@ async fn a_queue_with_other_arguments_is_a_clear_error_and_is_left_alone() {
         .queue_declare(name.as_str().into(), durable, arguments)
         .await
         .unwrap();
-    channel
-        .queue_delete(name.as_str().into(), QueueDeleteOptions::default())
-        .await
-        .unwrap();
+    delete(&channel, &name).await;
     connected(&*broker).await;
     publish(&*broker, &grants(1)).await;
 }
