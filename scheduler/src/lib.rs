@@ -7,8 +7,9 @@
 use std::{sync::LazyLock, time::Duration};
 
 use prometheus::{IntCounterVec, register_int_counter_vec};
-use pulp_content::ContentStore;
+use pulp_content::{ContentError, ContentStore};
 use pulp_liveness::presence;
+use pulp_model::TaskId;
 use pulp_runtime::registered_metric;
 use pulp_store::{Store, StoreError};
 use pulp_trace::{Span, SpanKind};
@@ -47,7 +48,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             fire_every: Duration::from_secs(1),
-            period: Duration::from_mins(1),
+            period: Duration::from_secs(30),
             keep_ended_tasks: Duration::from_hours(7 * 24),
             keep_temporary_blobs: Duration::from_hours(24),
         }
@@ -141,12 +142,44 @@ async fn do_duties(
     if purged > 0 {
         tracing::info!(purged, "ended tasks were deleted");
     }
-    match content.sweep_tmp_older_than(settings.keep_temporary_blobs).await {
+    match sweep_temporary_blobs(settings, store, content).await {
         Ok(0) => {}
         Ok(swept) => tracing::info!(swept, "temporary blobs of the dead were removed"),
         Err(e) => tracing::warn!(error = %e, "temporary blobs stay behind"),
     }
     store.resign_lease(ROLE, holder, epoch).await
+}
+
+/// Removes what attempts left whose task is over: their worker was killed after its end, or the volume was read-only when
+/// it wanted to. What is of no task goes by its age.
+async fn sweep_temporary_blobs(
+    settings: &Settings,
+    store: &Store,
+    content: &ContentStore,
+) -> Result<usize, Untidy> {
+    let owners = content.tmp_owners().await?;
+    let tasks: Vec<TaskId> = owners.iter().filter_map(|o| TaskId::of_attempt(o)).collect();
+    // Asked after the owners were listed: a task that began since is none of them.
+    let over = store.tasks_over(&tasks).await?;
+    let mut swept = 0;
+    for owner in owners {
+        if TaskId::of_attempt(&owner).is_some_and(|task| over.contains(&task)) {
+            swept += content.sweep_tmp(&owner).await?;
+        }
+    }
+    Ok(swept
+        + content
+            .sweep_tmp_older_than(settings.keep_temporary_blobs)
+            .await?)
+}
+
+/// Why something stays behind; the next time may do better.
+#[derive(Debug, thiserror::Error)]
+enum Untidy {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Content(#[from] ContentError),
 }
 
 async fn purge_ended_tasks(store: &Store, keep: Duration) -> Result<u64, StoreError> {
@@ -180,13 +213,17 @@ mod tests {
 
     use super::*;
 
+    async fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("p.db").display());
+        let store = Store::connect(&url, 4).await.unwrap();
+        store.migrate().await.unwrap();
+        (dir, store)
+    }
+
     #[tokio::test]
     async fn a_slot_is_fired_while_it_runs_and_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", dir.path().join("p.db").display()), 4)
-            .await
-            .unwrap();
-        store.migrate().await.unwrap();
+        let (_dir, store) = store().await;
         let repo: pulp_model::RepositoryId = "r".parse().unwrap();
         let mut tx = store.begin().await.unwrap();
         tx.create_repository(&NewRepository {
@@ -230,11 +267,7 @@ mod tests {
 
     #[tokio::test]
     async fn ended_tasks_go_and_waiting_ones_stay_however_old() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::connect(&format!("sqlite:{}", dir.path().join("p.db").display()), 4)
-            .await
-            .unwrap();
-        store.migrate().await.unwrap();
+        let (dir, store) = store().await;
         let content =
             ContentStore::open_directory(&dir.path().join("content"), &ContentOptions::default()).unwrap();
         let kind = TaskKind::DeleteRepository {
@@ -253,5 +286,36 @@ mod tests {
         do_duties(&settings, &store, &content, "me").await.unwrap();
         assert!(store.task(canceled).await.unwrap().is_none());
         assert!(store.task(waiting).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn temporary_blobs_go_when_their_task_is_over_and_stay_while_it_is_not() {
+        let (dir, store) = store().await;
+        let place = dir.path().join("content");
+        let content = ContentStore::open_directory(&place, &ContentOptions::default()).unwrap();
+        let kind = TaskKind::DeleteRepository {
+            repo_id: "r".parse().unwrap(),
+        };
+        let mut tx = store.begin().await.unwrap();
+        let ended = tx.enqueue(&kind).await.unwrap();
+        let live = tx.enqueue(&kind).await.unwrap();
+        tx.cancel_task(ended).await.unwrap();
+        tx.commit().await.unwrap();
+        let purged = TaskId::new();
+        let over = [format!("{ended}-1"), format!("{purged}-3")];
+        let kept = [format!("{live}-1"), "somebody".to_owned()];
+        for owner in over.iter().chain(&kept) {
+            let left = place.join("tmp").join(owner);
+            std::fs::create_dir_all(&left).unwrap();
+            std::fs::write(left.join("x"), "half a layer").unwrap();
+        }
+        let settings = Settings::default();
+        assert_eq!(
+            sweep_temporary_blobs(&settings, &store, &content).await.unwrap(),
+            2
+        );
+        let mut left = content.tmp_owners().await.unwrap();
+        left.sort();
+        assert_eq!(left, kept);
     }
 }

@@ -172,39 +172,13 @@ impl Nodes {
         *run.processes.lock().unwrap() = now;
     }
 
-    /// Waits until nothing temporary is left but what a worker couldn't remove and told of before it was ended: that is the
-    /// daily sweep's.
-    pub(crate) fn wait_until_clean(&mut self) -> Result<()> {
+    /// Waits until nothing temporary is left.
+    pub(crate) fn wait_until_clean(&self) -> Result<()> {
         self.cluster.wait_until_clean()?;
-        let folder = pulp_tests::Server::folder(&self.cluster).to_owned();
-        let living: Vec<String> = self.all().into_iter().map(|(_, process)| process.log()).collect();
-        let mut told = Vec::new();
-        for entry in std::fs::read_dir(folder)? {
-            let log = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-            if !living
-                .iter()
-                .any(|of| !of.is_empty() && log.starts_with(of.as_str()))
-            {
-                told.extend(
-                    log.lines()
-                        .filter(|l| l.contains("stay behind"))
-                        .map(ToOwned::to_owned),
-                );
-            }
-        }
-        let is_told = |file: &std::path::PathBuf| {
-            let attempt = file.parent().and_then(|p| p.file_name());
-            let attempt = attempt.unwrap_or_default().to_string_lossy().into_owned();
-            told.iter().any(|line| line.contains(&attempt))
-        };
-        let left = || -> Vec<_> {
-            let all = self.volume.leftovers().into_iter();
-            all.filter(|file| !is_told(file)).collect()
-        };
         pulp_tests::wait_for("the end of temporary blobs", || {
-            Ok(left().is_empty().then_some(()))
+            Ok(self.volume.leftovers().is_empty().then_some(()))
         })
-        .with_context(|| format!("left behind: {:?}", left()))
+        .with_context(|| format!("left behind: {:?}", self.volume.leftovers()))
     }
 
     /// Copies every log to where it stays; gives the folder.

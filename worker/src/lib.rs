@@ -17,9 +17,9 @@ pub mod stop;
 pub mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -113,8 +113,6 @@ pub(crate) struct Worker {
     pub(crate) published: Root,
     pub(crate) incarnation: Incarnation,
     pub(crate) running: Running,
-    /// Attempts whose temporary blobs couldn't be removed, as on a volume that was read-only for a moment.
-    pub(crate) left_behind: Mutex<BTreeSet<String>>,
 }
 
 impl Worker {
@@ -189,7 +187,6 @@ async fn work(
         published: resources.published.clone(),
         incarnation: incarnation.clone(),
         running: Running::default(),
-        left_behind: Mutex::default(),
     });
     let running = worker.running.clone();
     let keeper = keep_worker(

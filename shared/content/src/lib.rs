@@ -242,6 +242,18 @@ impl ContentStore {
         self.sweep(prefix, Duration::ZERO).await
     }
 
+    /// The owners that have temporary files.
+    pub async fn tmp_owners(&self) -> Result<Vec<String>> {
+        match &self.0 {
+            Backend::Local(local) => {
+                let local = local.clone();
+                let listed = tokio::task::spawn_blocking(move || local.names_below(key::TMP));
+                listed.await.map_err(ContentError::task)?
+            }
+            Backend::Objects(objects) => objects.names_below(key::TMP).await,
+        }
+    }
+
     /// Removes the temporary files of any owner that nobody has written to for `age`; says how many.
     pub async fn sweep_tmp_older_than(&self, age: Duration) -> Result<usize> {
         self.sweep(key::TMP.to_owned(), age).await

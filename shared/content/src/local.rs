@@ -100,6 +100,25 @@ impl Local {
         Ok(removed)
     }
 
+    /// Names of the directories right below `prefix`.
+    pub(crate) fn names_below(&self, prefix: &str) -> Result<Vec<String>> {
+        let directory = self.root.join(prefix);
+        let list = || {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&directory)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    names.extend(entry.file_name().into_string());
+                }
+            }
+            Ok::<_, io::Error>(names)
+        };
+        match list() {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            listed => listed.map_err(|e| ContentError::file("list", &directory, e)),
+        }
+    }
+
     /// Makes `sha256/ab` and sees that its name is on the disk.
     fn make_directory_of(&self, path: &Path) -> Result<PathBuf> {
         let directory = path.parent().unwrap_or(&self.root).to_owned();

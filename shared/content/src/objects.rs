@@ -155,6 +155,15 @@ impl Objects {
         Ok(listed.len())
     }
 
+    /// Names of what a further part of keys right below `prefix` may be.
+    pub(crate) async fn names_below(&self, prefix: &str) -> Result<Vec<String>> {
+        let prefix = Path::from(prefix);
+        let listed = self.store.list_with_delimiter(Some(&prefix)).await;
+        let listed = listed.map_err(|e| ContentError::object("list", &prefix, e))?;
+        let names = listed.common_prefixes.iter().filter_map(Path::filename);
+        Ok(names.map(ToOwned::to_owned).collect())
+    }
+
     async fn remove(&self, key: &Path) -> Result<()> {
         match self.store.delete(key).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),

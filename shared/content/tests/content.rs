@@ -235,8 +235,12 @@ async fn what_a_dead_attempt_left_is_swept_and_nobody_elses() {
     std::fs::create_dir_all(&dead).unwrap();
     std::fs::write(dead.join("1"), b"half a lay").unwrap();
     std::fs::write(dead.join("2"), b"er").unwrap();
+    let mut owners = place.store.tmp_owners().await.unwrap();
+    owners.sort();
+    assert_eq!(owners, ["alive", "dead"]);
     assert_eq!(place.store.sweep_tmp("dead").await.unwrap(), 2);
     assert!(!dead.exists());
+    assert_eq!(place.store.tmp_owners().await.unwrap(), ["alive"]);
     assert_eq!(place.store.sweep_tmp("dead").await.unwrap(), 0);
     assert_eq!(
         place
@@ -257,10 +261,12 @@ async fn what_a_dead_attempt_left_is_swept_and_nobody_elses() {
 async fn old_leftovers_of_any_owner_are_swept() {
     let memory = Arc::new(InMemory::new());
     let store = ContentStore::over(memory.clone(), Some("p"));
+    assert!(store.tmp_owners().await.unwrap().is_empty());
     let left = object_store::path::Path::from("p/tmp/dead/1");
     object_store::ObjectStoreExt::put(memory.as_ref(), &left, "x".into())
         .await
         .unwrap();
+    assert_eq!(store.tmp_owners().await.unwrap(), ["dead"]);
     assert_eq!(
         store.sweep_tmp_older_than(Duration::from_hours(1)).await.unwrap(),
         0

@@ -50,6 +50,13 @@ uuid_id! {
     UploadId
 }
 
+impl TaskId {
+    /// The task of `<task>-<attempt>`, as what an attempt has for itself on disk is named.
+    pub fn of_attempt(name: &str) -> Option<Self> {
+        name.rsplit_once('-')?.0.parse().ok()
+    }
+}
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -1,6 +1,6 @@
 //! Tasks as clients see them: made, read, searched, canceled, purged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
@@ -195,6 +195,20 @@ impl Store {
             .await?
             .map(|r| read(&r))
             .transpose()
+    }
+
+    /// Which of these tasks are over: ended, or deleted since. What they left behind may go.
+    pub async fn tasks_over(&self, tasks: &[TaskId]) -> Result<HashSet<TaskId>, StoreError> {
+        let sql = format!(
+            "SELECT t.task_id FROM {} JOIN tasks t ON t.task_id = r.id WHERE t.state IN ('waiting', 'accepted', 'running')",
+            keys(self.engine, &[("id", "text")])
+        );
+        let query = sqlx::query(assembled(sql)).bind(ids_of(tasks));
+        let mut over: HashSet<TaskId> = tasks.iter().copied().collect();
+        for live in query.fetch_all(&self.pool).await? {
+            over.remove(&row::parsed(&live, "task_id")?);
+        }
+        Ok(over)
     }
 
     /// Tasks by filter, in the order of their creation.

@@ -15,10 +15,7 @@ mod staging;
 mod sync;
 mod tag;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use pulp_model::{CodedError, ErrorCode, RepositoryId, Timestamp, history::HistoryResult, task::TaskKind};
 use pulp_store::{FencedTx, StoreError, TaskLease, attempts::Outcome, repositories::Repository};
@@ -176,8 +173,7 @@ pub(crate) async fn record_failure(
     Ok(())
 }
 
-/// Removes the own files and temporary blobs of this attempt, and of those before it that never got to do so; and what
-/// other attempts here couldn't remove when they ended.
+/// Removes the own files and temporary blobs of this attempt, and of those before it that never got to do so.
 pub(crate) async fn clean_up(context: &Context, kind: &TaskKind) {
     if matches!(kind, TaskKind::Probe { .. }) {
         return;
@@ -192,19 +188,8 @@ pub(crate) async fn clean_up(context: &Context, kind: &TaskKind) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => tracing::warn!(error = %e, "scratch files stay behind"),
         }
-    }
-    let left_behind = || {
-        context
-            .worker
-            .left_behind
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    };
-    let others = std::mem::take(&mut *left_behind());
-    for name in names.iter().chain(&others) {
         if let Err(e) = context.worker.content.sweep_tmp(name).await {
-            tracing::warn!(error = %e, "temporary blobs stay behind until the next task here ends");
-            left_behind().insert(name.clone());
+            tracing::warn!(error = %e, "temporary blobs stay behind until a scheduler sees that the task is over");
         }
     }
     let (root, repo) = (context.worker.published.clone(), kind.repo_id().clone());

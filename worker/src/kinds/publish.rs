@@ -5,10 +5,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pulp_model::{
-    CodedError, Digest, DistributorId, ErrorCode, RepositoryId, Timestamp,
+    CodedError, Digest, DistributorId, ErrorCode, RepositoryId, TaskId, Timestamp,
     config::{self, DistributorSettings, EXPORT_DISTRIBUTOR_TYPE, WEB_DISTRIBUTOR_TYPE},
     history::{HistoryResult, PublishHistory},
-    task::TaskState,
 };
 use pulp_publication::{Changed, Contents, Publication, PublicationError, PublicationId, Staged};
 use pulp_store::{
@@ -200,15 +199,10 @@ async fn tidy(context: &Context, repo: &RepositoryId) {
 async fn remove_abandoned(context: &Context, repo: &RepositoryId) -> Result<(), TaskError> {
     let (root, of) = (context.worker.published.clone(), repo.clone());
     let attempts = blocking(move || root.attempts(&of)).await??;
-    let mut dead = BTreeSet::new();
-    for attempt in attempts {
-        let task = attempt.rsplit_once('-').and_then(|(task, _)| task.parse().ok());
-        let Some(task) = task else { continue };
-        let state = context.worker.store.task(task).await?.map(|task| task.state);
-        if state.is_none_or(TaskState::is_terminal) {
-            dead.insert(attempt);
-        }
-    }
+    let tasks: Vec<TaskId> = attempts.iter().filter_map(|a| TaskId::of_attempt(a)).collect();
+    let over = context.worker.store.tasks_over(&tasks).await?;
+    let is_dead = |attempt: &String| TaskId::of_attempt(attempt).is_some_and(|task| over.contains(&task));
+    let dead: BTreeSet<String> = attempts.into_iter().filter(is_dead).collect();
     if !dead.is_empty() {
         let (root, repo) = (context.worker.published.clone(), repo.clone());
         blocking(move || root.remove_abandoned(&repo, |attempt| dead.contains(attempt))).await??;

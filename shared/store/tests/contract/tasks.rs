@@ -1,6 +1,9 @@
 //! Tasks as clients see them.
 
-use pulp_model::task::{TaskKind, TaskState};
+use pulp_model::{
+    TaskId,
+    task::{TaskKind, TaskState},
+};
 use pulp_store::{
     attempts::Outcome,
     tasks::{CancelOutcome, TaskFilter},
@@ -19,6 +22,7 @@ contract!(
     canceling_a_running_task_asks_its_worker_once,
     canceling_an_ended_or_unknown_task_changes_nothing,
     purging_takes_only_ended_tasks_of_the_states_named,
+    a_task_is_over_when_it_has_ended_or_is_gone_and_not_before,
     tasks_are_forgotten_by_the_time_of_their_end_a_few_at_once,
 );
 
@@ -170,7 +174,7 @@ async fn tasks_are_paged_in_the_order_of_their_creation(bed: &Bed) {
 }
 
 /// How often the resource manager is told that `id` has ended.
-async fn told_ended(bed: &Bed, id: pulp_model::TaskId) -> i64 {
+async fn told_ended(bed: &Bed, id: TaskId) -> i64 {
     bed.number(&format!(
         "SELECT COUNT(*) FROM outbox WHERE queue = 'intake' AND body LIKE '%\"ended\"%' AND body LIKE '%{id}%'"
     ))
@@ -234,7 +238,7 @@ async fn canceling_an_ended_or_unknown_task_changes_nothing(bed: &Bed) {
         assert_eq!(bed.task_of(ended.id).await, ended);
     }
     assert_eq!(
-        bed.cancel(pulp_model::TaskId::new()).await,
+        bed.cancel(TaskId::new()).await,
         CancelOutcome::Unknown
     );
 }
@@ -279,6 +283,21 @@ async fn purging_takes_only_ended_tasks_of_the_states_named(bed: &Bed) {
         bed.number("SELECT COUNT(*) FROM task_tags").await,
         (delete("waiting").tags().len() * 2) as i64
     );
+}
+
+async fn a_task_is_over_when_it_has_ended_or_is_gone_and_not_before(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    let waiting = bed.enqueue(&delete("waiting")).await;
+    let accepted = bed.enqueue(&delete("accepted")).await;
+    bed.grant(epoch, accepted, &delete("accepted")).await.unwrap();
+    let running = bed.running(epoch, &worker, &delete("running")).await;
+    let canceled = bed.enqueue(&delete("canceled")).await;
+    bed.cancel(canceled).await;
+    let unknown = TaskId::new();
+    let all = [waiting, accepted, running.lease.task_id(), canceled, unknown];
+    assert_eq!(bed.tasks_over(&all).await.unwrap(), [canceled, unknown].into());
+    assert!(bed.tasks_over(&[]).await.unwrap().is_empty());
 }
 
 async fn tasks_are_forgotten_by_the_time_of_their_end_a_few_at_once(bed: &Bed) {
