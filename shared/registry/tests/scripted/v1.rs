@@ -1,61 +1,29 @@
 //! The client against an index and endpoints of version 1 that follow a script.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use http::HeaderMap;
-use pulp_model::{Digest, RegistryId, unit::ImageId};
+use pulp_model::{Digest, unit::ImageId};
 use pulp_registry::{
     Client, ClientOptions, Credentials, RegistryError, Retries, V1Checksums, V1Layer, V1Repository,
 };
 use serde_json::json;
 
-/// A request as a server saw it.
-#[derive(Debug, Clone)]
-struct Seen {
-    path: String,
-    headers: HeaderMap,
-}
-
-impl Seen {
-    fn login(&self) -> Option<&str> {
-        self.headers.get("authorization").map(|v| v.to_str().unwrap())
-    }
-}
+use crate::upstream::{Log, Seen, name, ok, status, upstream};
 
 /// A server, and what it has seen.
 struct Server {
     host: String,
-    log: Arc<Mutex<Vec<Seen>>>,
+    log: Log,
 }
 
 impl Server {
     /// `script` answers from the number of earlier requests for the same path, and the request.
     async fn start(script: impl Fn(usize, &Seen) -> Response + Send + Sync + 'static) -> Self {
-        let log: Arc<Mutex<Vec<Seen>>> = Arc::default();
-        let (seen, script) = (Arc::clone(&log), Arc::new(script));
-        let app = Router::new().fallback(move |request: Request| {
-            let now = Seen {
-                path: request.uri().path().to_owned(),
-                headers: request.headers().clone(),
-            };
-            let earlier = {
-                let mut seen = seen.lock().unwrap();
-                seen.push(now.clone());
-                seen.iter().filter(|s| s.path == now.path).count() - 1
-            };
-            let answer = script(earlier, &now);
-            async move { answer }
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let host = listener.local_addr().unwrap().to_string();
-        tokio::spawn(async move { axum::serve(listener, app).await });
+        let (base, log) = upstream(script).await;
+        let host = base.trim_start_matches("http://").to_owned();
         Self { host, log }
     }
 
@@ -80,20 +48,8 @@ impl Server {
     }
 }
 
-fn name() -> RegistryId {
-    "a/b".parse().unwrap()
-}
-
 fn id() -> ImageId {
     "a".repeat(64).parse().unwrap()
-}
-
-fn status(status: u16) -> Response {
-    Response::builder().status(status).body(Body::empty()).unwrap()
-}
-
-fn ok(body: impl Into<Bytes>) -> Response {
-    Response::new(Body::from(body.into()))
 }
 
 /// An index that names these endpoints and gives this token.
@@ -117,7 +73,7 @@ fn tags() -> Response {
 #[tokio::test]
 async fn endpoints_are_asked_in_turn_and_the_one_that_answers_is_asked_first_from_then_on() {
     let nonsense = Server::start(|_, _| ok("<html>welcome</html>")).await;
-    let good = Server::start(|_, seen| match seen.path.as_str() {
+    let good = Server::start(|_, seen| match seen.target.as_str() {
         "/v1/repositories/a/b/tags" => tags(),
         path if path.ends_with("/ancestry") => ok(json!([id()]).to_string()),
         _ => status(404),
@@ -140,7 +96,7 @@ async fn endpoints_are_asked_in_turn_and_the_one_that_answers_is_asked_first_fro
     let asked = good
         .seen()
         .into_iter()
-        .filter(|s| s.path.ends_with("/json"))
+        .filter(|s| s.target.ends_with("/json"))
         .count();
     assert_eq!(asked, 5);
 }
@@ -156,7 +112,7 @@ async fn the_password_goes_to_the_index_alone_whatever_others_ask_for() {
     })
     .await;
     let named = stranger.host.clone();
-    let server = Server::start(move |_, seen| match seen.login() {
+    let server = Server::start(move |_, seen| match seen.header("authorization") {
         None => status(401),
         Some(_) => index(&named, "the token"),
     })
@@ -169,13 +125,13 @@ async fn the_password_goes_to_the_index_alone_whatever_others_ask_for() {
         "nor is it shown"
     );
     for seen in stranger.seen() {
-        assert_eq!(seen.login(), Some("Token the token"));
+        assert_eq!(seen.header("authorization"), Some("Token the token"));
         assert!(!seen.headers.contains_key("x-docker-token"));
     }
     let logins = server
         .seen()
         .into_iter()
-        .map(|s| s.login().map(ToOwned::to_owned))
+        .map(|s| s.header("authorization").map(ToOwned::to_owned))
         .collect::<Vec<_>>();
     let basic = Some("Basic bWU6c2VjcmV0".to_owned());
     assert_eq!(logins[..2], [None, basic.clone()]);
@@ -193,7 +149,7 @@ async fn the_password_goes_to_the_index_alone_whatever_others_ask_for() {
 
 #[tokio::test]
 async fn a_token_that_has_ended_is_replaced_once_for_all_and_an_endless_refusal_is_final() {
-    let endpoint = Server::start(|_, seen| match seen.login() {
+    let endpoint = Server::start(|_, seen| match seen.header("authorization") {
         Some("Token 1") => tags(),
         _ => status(401),
     })
@@ -236,10 +192,10 @@ async fn an_index_that_is_its_own_endpoint_may_want_the_password_there_and_a_red
     let elsewhere = Server::start(|_, _| ok("bytes")).await;
     let to = format!("http://{}/blob", elsewhere.host);
     let server = Server::start(move |_, seen| {
-        if seen.login() != Some("Basic bWU6c2VjcmV0") {
+        if seen.header("authorization") != Some("Basic bWU6c2VjcmV0") {
             return status(401);
         }
-        match seen.path.as_str() {
+        match seen.target.as_str() {
             "/v1/repositories/a/b/images" => ok(json!([{"id": id()}]).to_string()),
             "/v1/repositories/a/b/tags" => tags(),
             _ => Response::builder()
@@ -254,7 +210,7 @@ async fn an_index_that_is_its_own_endpoint_may_want_the_password_there_and_a_red
     assert_eq!(repository.tags().await.unwrap().len(), 1);
     let layer = repository.layer(&id(), &V1Checksums::default()).await.unwrap();
     assert_eq!(read(layer).await.unwrap(), b"bytes");
-    assert_eq!(elsewhere.seen()[0].login(), None);
+    assert_eq!(elsewhere.seen()[0].header("authorization"), None);
 }
 
 async fn read(mut layer: V1Layer) -> Result<Vec<u8>, RegistryError> {
@@ -269,7 +225,7 @@ async fn read(mut layer: V1Layer) -> Result<Vec<u8>, RegistryError> {
 async fn a_layer_that_breaks_off_or_has_another_checksum_than_told_is_an_error() {
     let json = json!({"id": id()}).to_string();
     let told = Digest::sha256(format!("{json}\na layer"));
-    let server = Server::start(move |earlier, seen| match seen.path.rsplit('/').next() {
+    let server = Server::start(move |earlier, seen| match seen.target.rsplit('/').next() {
         Some("images") => ok("[]"),
         Some("json") => Response::builder()
             .header("x-docker-checksum-payload", told.to_string())
@@ -307,7 +263,7 @@ async fn a_layer_that_breaks_off_or_has_another_checksum_than_told_is_an_error()
 
 #[tokio::test]
 async fn what_a_registry_refuses_for_a_while_is_asked_for_again_and_documents_have_a_limit() {
-    let server = Server::start(|earlier, seen| match seen.path.rsplit('/').next() {
+    let server = Server::start(|earlier, seen| match seen.target.rsplit('/').next() {
         Some("_ping") if earlier == 0 => status(503),
         Some("_ping") => ok("true"),
         Some("images") => ok("null"),

@@ -1,56 +1,18 @@
 //! The client against an upstream that follows a script: each fault ends well or in its error, in bounded time.
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use http::{HeaderMap, StatusCode, header};
-use pulp_model::{Digest, RegistryId};
+use http::{StatusCode, header};
+use pulp_model::Digest;
 use pulp_registry::{Client, ClientOptions, Credentials, ProxyOptions, Reference, RegistryError, Retries};
 
-/// One request as the upstream saw it.
-#[derive(Debug, Clone)]
-struct Seen {
-    target: String,
-    headers: HeaderMap,
-}
-
-impl Seen {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|v| v.to_str().unwrap())
-    }
-}
-
-type Log = Arc<Mutex<Vec<Seen>>>;
-
-/// An upstream whose answers are made by `script` from the number of earlier requests with the same target, and
-/// the request. Gives its base url and what it sees.
-async fn upstream(script: impl Fn(usize, &Seen) -> Response + Send + Sync + 'static) -> (String, Log) {
-    let log = Log::default();
-    let (seen, script) = (log.clone(), Arc::new(script));
-    let app = Router::new().fallback(move |request: Request| {
-        let now = Seen {
-            target: request.uri().to_string(),
-            headers: request.headers().clone(),
-        };
-        let earlier = {
-            let mut seen = seen.lock().unwrap();
-            seen.push(now.clone());
-            seen.iter().filter(|s| s.target == now.target).count() - 1
-        };
-        let answer = script(earlier, &now);
-        async move { answer }
-    });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    (base, log)
-}
+use crate::upstream::{name, ok, status, upstream};
 
 fn options() -> ClientOptions {
     ClientOptions {
@@ -62,20 +24,8 @@ fn options() -> ClientOptions {
     }
 }
 
-fn name() -> RegistryId {
-    "a/b".parse().unwrap()
-}
-
 fn latest() -> Reference {
     "latest".parse().unwrap()
-}
-
-fn status(status: u16) -> Response {
-    Response::builder().status(status).body(Body::empty()).unwrap()
-}
-
-fn ok(body: impl Into<Bytes>) -> Response {
-    Response::new(Body::from(body.into()))
 }
 
 fn manifest() -> Response {
