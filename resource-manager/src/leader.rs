@@ -237,16 +237,13 @@ impl<'a, L: Ledger> Leader<'a, L> {
             eligible,
             claims: &task.claims,
         };
-        if task.state == TaskState::Waiting {
-            self.table.wait(&waiter);
-        } else {
-            self.table.hold(&waiter);
-        }
         if task.state != TaskState::Waiting {
+            self.table.hold(&waiter);
             self.waiting.remove(&task.id);
             self.held_back.remove(&task.id);
             return;
         }
+        self.table.wait(&waiter);
         if eligible {
             self.held_back.remove(&task.id);
         } else {
