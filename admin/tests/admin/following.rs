@@ -5,7 +5,17 @@ use std::sync::Arc;
 use crate::fake::{API, Fake, SEARCH, call_report, run, step, task};
 use crate::publishes::{PUBLISH, published};
 use pulp_admin::{Exit, Interrupt};
-use serde_json::json;
+use serde_json::{Value, json};
+
+/// Busybox is deleted by a task that is seen like this.
+fn a_deletion(fake: &Fake, seen: Value) {
+    fake.on(
+        "DELETE /pulp/api/v2/repositories/busybox/",
+        202,
+        call_report(&["t1"]),
+    )
+    .on(&format!("GET {API}/tasks/t1/"), 200, seen);
+}
 
 #[tokio::test]
 async fn a_failed_task_exits_1_and_tells_why() {
@@ -38,16 +48,7 @@ async fn a_failed_task_exits_1_and_tells_why() {
 #[tokio::test]
 async fn a_canceled_task_exits_1() {
     let fake = Fake::start().await;
-    fake.on(
-        "DELETE /pulp/api/v2/repositories/busybox/",
-        202,
-        call_report(&["t1"]),
-    )
-    .on(
-        &format!("GET {API}/tasks/t1/"),
-        200,
-        task("t1", "canceled", &[], &json!({})),
-    );
+    a_deletion(&fake, task("t1", "canceled", &[], &json!({})));
     let ended = fake.run(&["docker", "repo", "delete", "--repo-id=busybox"]).await;
     assert_eq!(ended.exit, Exit::TaskFailed);
     assert!(
@@ -62,13 +63,8 @@ async fn spawned_tasks_are_followed_in_order_until_one_fails() {
     let fake = Fake::start().await;
     let mut parent = task("t1", "finished", &[], &json!({}));
     parent["spawned_tasks"] = json!([{"task_id": "t2"}, {"task_id": "t3"}, {"task_id": "t1"}]);
+    a_deletion(&fake, parent);
     fake.on(
-        "DELETE /pulp/api/v2/repositories/busybox/",
-        202,
-        call_report(&["t1"]),
-    )
-    .on(&format!("GET {API}/tasks/t1/"), 200, parent)
-    .on(
         &format!("GET {API}/tasks/t2/"),
         200,
         task("t2", "error", &[], &json!({})),
@@ -95,16 +91,7 @@ async fn spawned_tasks_are_followed_in_order_until_one_fails() {
 #[tokio::test]
 async fn a_server_that_restarts_while_a_task_is_followed_is_waited_for() {
     let fake = Fake::start().await;
-    fake.on(
-        "DELETE /pulp/api/v2/repositories/busybox/",
-        202,
-        call_report(&["t1"]),
-    )
-    .on(
-        &format!("GET {API}/tasks/t1/"),
-        200,
-        task("t1", "finished", &[], &json!({})),
-    );
+    a_deletion(&fake, task("t1", "finished", &[], &json!({})));
     let mut failures = 3;
     fake.hook(move |line| {
         (line.contains("/tasks/") && failures > 0).then(|| {
@@ -120,16 +107,7 @@ async fn a_server_that_restarts_while_a_task_is_followed_is_waited_for() {
 #[tokio::test]
 async fn ctrl_c_detaches_from_a_task_and_does_not_touch_it() {
     let fake = Fake::start().await;
-    fake.on(
-        "DELETE /pulp/api/v2/repositories/busybox/",
-        202,
-        call_report(&["t1"]),
-    )
-    .on(
-        &format!("GET {API}/tasks/t1/"),
-        200,
-        task("t1", "running", &[], &json!({})),
-    );
+    a_deletion(&fake, task("t1", "running", &[], &json!({})));
     let (mut io, captured) = fake.io();
     let ctrl_c = Arc::new(tokio::sync::Notify::new());
     io.interrupt = Interrupt::Notified(ctrl_c.clone());
