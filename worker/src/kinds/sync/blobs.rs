@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use pulp_content::ContentError;
 use pulp_model::{
-    CodedError, ErrorCode, RepositoryId,
+    CodedError, Digest, ErrorCode, RepositoryId,
     image::Manifest,
-    unit::{BlobUnit, Unit, UnitType},
+    unit::{BlobUnit, ManifestUnit, Unit, UnitType},
 };
 
 use super::plan::{self, WantedBlob};
@@ -25,9 +25,15 @@ pub(super) async fn wanted_blobs(
         .store
         .associations(repo, &[UnitType::DockerBlob])
         .await?;
+    let images = manifests.iter().filter_map(|m| match m {
+        Manifest::Image(image) => Some(image),
+        Manifest::List(_) => None,
+    });
+    let needed: HashSet<&Digest> = images.flat_map(ManifestUnit::blobs).collect();
     let mut held = HashSet::new();
     for association in blobs {
         if let Unit::Blob(blob) = association.unit
+            && needed.contains(&blob.digest)
             // A file that was lost comes back with the next manifest that needs it.
             && context.worker.content.size(&blob.digest).await? == Some(blob.size)
         {
