@@ -11,14 +11,13 @@ use pulp_model::{
     platform::{ORIGINAL_DIGEST, Platforms, PlatformsMode, platforms_of},
     unit::{MadeFrom, ManifestListUnit},
 };
-use pulp_registry::Reference;
 use serde_json::{Value, json};
 
 use super::{
     before::Before,
     members::{self, Members},
     plan::TagPlan,
-    upstream::Came,
+    upstream::{Arrivals, Came},
 };
 use crate::error::TaskError;
 
@@ -113,32 +112,23 @@ fn reach(platforms: Option<&Platforms>, held: &Before, tags: &TagPlan, came: &[C
     let members = Members::of(platforms, held.lists.values().chain(lists.clone()));
     let of_use = members.of_use();
     let rewrites = platforms.is_some_and(|p| p.mode == PlatformsMode::Rewrite);
-    let roots: HashMap<&Digest, &Manifest> = came
-        .iter()
-        .flat_map(|c| [(&c.known_as, &c.manifest), (c.manifest.digest(), &c.manifest)])
-        .collect();
-    let by_tag: HashMap<&TagName, &Manifest> = came
-        .iter()
-        .filter_map(|c| match &c.reference {
-            Reference::Tag(name) => Some((name, &c.manifest)),
-            Reference::Digest(_) => None,
-        })
-        .collect();
+    let arrivals = Arrivals::of(came);
     let left_of = |root: &Manifest| match as_list(root) {
         Some(list) if !of_use.contains(&list.digest) => Err(platforms_of(list)),
         _ => Ok(()),
     };
     let (mut skipped, mut useless, mut todo) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
     for (tag, digest) in tags.added.iter().chain(&tags.moved) {
-        let root = digest.as_ref().map_or_else(|| by_tag.get(tag), |d| roots.get(d));
         // What else a tag names is here, and as it is to be.
-        let Some(root) = root else { continue };
+        let Some(root) = arrivals.named_by(tag, digest.as_ref()) else {
+            continue;
+        };
         match left_of(root) {
             Ok(()) => todo.push(root.digest()),
             Err(has) => drop(skipped.insert(tag.clone(), has)),
         }
     }
-    for root in tags.by_digest.iter().filter_map(|d| roots.get(d)) {
+    for root in tags.by_digest.iter().filter_map(|d| arrivals.called(d)) {
         match left_of(root) {
             Ok(()) => todo.push(root.digest()),
             Err(has) => drop(useless.insert(root.digest().clone(), has)),

@@ -23,7 +23,7 @@ mod upstream;
 mod v1;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Mutex,
 };
 
@@ -34,7 +34,6 @@ use pulp_model::{
     importer::{ImporterSettings, importer_settings},
     unit::{BlobUnit, TagUnit},
 };
-use pulp_registry::Reference;
 use serde_json::{Map, Value};
 
 pub(crate) use self::commit::{auto_publishes, failure};
@@ -47,7 +46,7 @@ use self::{
     plan::{PlanReport, TagPlan, Upstream},
     referrers::{fetch_referrers, subjects},
     steps::Steps,
-    upstream::{BlobAdvance, Came, UpstreamRepository},
+    upstream::{Arrivals, BlobAdvance, Came, UpstreamRepository},
 };
 use super::{Context, not_found};
 use crate::{error::TaskError, progress::StepHandle};
@@ -72,8 +71,9 @@ pub(crate) async fn run(
         () = context.stop.stopped() => Err(TaskError::Stopped),
     };
     // Also of a run that failed: others need not be refused to learn what it was told.
-    upstream.note_limits().await?;
+    let noted = upstream.note_limits().await;
     let fetched = fetched?;
+    noted?;
     if dry_run {
         return tell(context, &upstream, &fetched).await;
     }
@@ -272,24 +272,13 @@ fn name_tags(
     held: &Before,
     came: &[Came],
 ) -> (Vec<TagUnit>, BTreeSet<TagName>) {
-    let by_tag: HashMap<&TagName, &Manifest> = came
-        .iter()
-        .filter_map(|c| match &c.reference {
-            Reference::Tag(name) => Some((name, &c.manifest)),
-            Reference::Digest(_) => None,
-        })
-        .collect();
-    let by_digest: HashMap<&Digest, &Manifest> = came
-        .iter()
-        .flat_map(|c| [(&c.known_as, &c.manifest), (c.manifest.digest(), &c.manifest)])
-        .collect();
+    let came = Arrivals::of(came);
     let (mut units, mut unchanged) = (Vec::new(), BTreeSet::new());
     for (name, digest) in tags.added.iter().chain(&tags.moved) {
-        let manifest = match digest {
-            Some(digest) => by_digest.get(digest),
-            None => by_tag.get(name),
-        };
-        let unit = match (manifest, digest.as_ref().and_then(|d| held.known.get(d))) {
+        let unit = match (
+            came.named_by(name, digest.as_ref()),
+            digest.as_ref().and_then(|d| held.known.get(d)),
+        ) {
             (Some(manifest), _) => plan::tag_of(repo, name, manifest),
             (None, Some(known)) => known.tag(repo, name),
             // Every digest of a plan is held or was fetched.

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use self::throttle::Throttle;
 pub(super) use self::{
     blobs::BlobAdvance,
-    manifests::{Came, WantedManifest},
+    manifests::{Arrivals, Came, WantedManifest},
 };
 use super::{allowance::UpstreamAccount, downloads::Downloads, plan};
 use crate::{Worker, error::TaskError, progress::StepHandle};

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use pulp_content::{ContentOptions, ContentStore};
 use pulp_model::importer::importer_settings;
+use pulp_registry::Reference;
 
 use super::*;
 use crate::kinds::sync::plan::Held;

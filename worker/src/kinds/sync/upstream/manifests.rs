@@ -1,8 +1,10 @@
 //! Manifests of an upstream on their way here, several at a time, and no more than the upstream allows.
 
+use std::collections::HashMap;
+
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use pulp_model::{
-    Digest, MediaType,
+    Digest, MediaType, TagName,
     image::{MAX_MANIFEST_BYTES, Manifest},
 };
 use pulp_registry::{Reference, Referrer, RegistryError};
@@ -28,6 +30,40 @@ pub(in super::super) struct Came {
     pub(in super::super) known_as: Digest,
     /// Whether it came from the upstream, and not from an earlier try.
     pub(in super::super) fetched: bool,
+}
+
+/// What came, by all that it may be asked for by.
+pub(in super::super) struct Arrivals<'a> {
+    by_tag: HashMap<&'a TagName, &'a Manifest>,
+    /// By the upstream's digests and by those that manifests are kept under.
+    by_digest: HashMap<&'a Digest, &'a Manifest>,
+}
+
+impl<'a> Arrivals<'a> {
+    pub(in super::super) fn of(came: &'a [Came]) -> Self {
+        let tag_of = |c: &'a Came| match &c.reference {
+            Reference::Tag(name) => Some((name, &c.manifest)),
+            Reference::Digest(_) => None,
+        };
+        let digests_of = |c: &'a Came| [(&c.known_as, &c.manifest), (c.manifest.digest(), &c.manifest)];
+        Self {
+            by_tag: came.iter().filter_map(tag_of).collect(),
+            by_digest: came.iter().flat_map(digests_of).collect(),
+        }
+    }
+
+    /// The manifest that has this digest, here or upstream.
+    pub(in super::super) fn called(&self, digest: &Digest) -> Option<&'a Manifest> {
+        self.by_digest.get(digest).copied()
+    }
+
+    /// The manifest that a tag names: by the digest that it was planned with, or where that was unknown by its name.
+    pub(in super::super) fn named_by(&self, tag: &TagName, digest: Option<&Digest>) -> Option<&'a Manifest> {
+        match digest {
+            Some(digest) => self.called(digest),
+            None => self.by_tag.get(tag).copied(),
+        }
+    }
 }
 
 impl UpstreamRepository {
