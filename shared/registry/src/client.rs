@@ -24,6 +24,8 @@ use crate::{
 /// Tags asked for by one request, and pages followed at most.
 const PAGE: u32 = 1000;
 const MAX_PAGES: usize = 10_000;
+/// Tags of one repository that are taken to be meant: they are held all at once.
+const MAX_TAGS: usize = 1_000_000;
 /// Where Docker Hub's registry is.
 const DOCKER_HUB: &str = "registry-1.docker.io";
 
@@ -207,6 +209,11 @@ impl Client {
                     Ok(tag) => tags.push(tag),
                     Err(e) => tracing::warn!(repository = %name, "passed over: {e}"),
                 }
+            }
+            if tags.len() > MAX_TAGS {
+                return Err(protocol(format!(
+                    "more than {MAX_TAGS} tags; a filter of plain names needs no list of them"
+                )));
             }
             let Some(next) = next else { return Ok(tags) };
             let next = url

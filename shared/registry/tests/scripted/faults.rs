@@ -520,3 +520,21 @@ async fn pages_of_referrers_that_go_round_end_in_an_error() {
     assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
     assert_eq!(log.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_list_of_tags_without_end_is_not_read_until_memory_is_full() {
+    // 300,000 a page, in less than what a page may have.
+    let page = format!(r#"{{"tags":[{}]}}"#, vec![r#""a.1.2.3.4""#; 300_000].join(","));
+    let (base, log) = upstream(move |_, seen| {
+        let next = seen.target.len();
+        Response::builder()
+            .header("link", format!("<{}&{next}>; rel=\"next\"", seen.target))
+            .body(Body::from(page.clone()))
+            .unwrap()
+    })
+    .await;
+    let client = Client::new(&base, options()).unwrap();
+    let error = client.tags(&name()).await.unwrap_err();
+    assert!(error.to_string().contains("more than 1000000 tags"), "{error}");
+    assert_eq!(log.lock().unwrap().len(), 4);
+}

@@ -31,6 +31,8 @@ use crate::error::TaskError;
 
 /// Images that one sync takes in at most.
 const MAX_IMAGES: usize = 100_000;
+/// Images of all ancestries, each counted as often as it is named: so many ids are held at once.
+const MAX_HELD: usize = 10 * MAX_IMAGES;
 
 /// Which versions of the registry's API a sync uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -355,15 +357,23 @@ async fn lines(
 ) -> Result<BTreeMap<ImageId, Line>, TaskError> {
     let heads: BTreeSet<ImageId> = plan.changed().map(|(_, id)| id.clone()).collect();
     step.add_total(heads.len() as u64);
-    let lines: BTreeMap<ImageId, Line> = stream::iter(heads)
+    let mut fetched = stream::iter(heads)
         .map(|id| async move {
             let ids = index.ancestry(&id).await.map_err(|e| upstream.unreadable(&e))?;
             step.advance(1);
             Ok::<_, TaskError>((id, Line::new(ids, rules.mask.as_ref())))
         })
-        .buffer_unordered(upstream.at_once)
-        .try_collect()
-        .await?;
+        .buffer_unordered(upstream.at_once);
+    let (mut lines, mut held) = (BTreeMap::new(), 0);
+    while let Some((id, line)) = fetched.try_next().await? {
+        held += line.taken().len();
+        if held > MAX_HELD {
+            let reason =
+                format!("the ancestries of its tags name more than {MAX_HELD} images; filter the tags");
+            return Err(unfit(upstream, &reason));
+        }
+        lines.insert(id, line);
+    }
     let count = lines
         .values()
         .flat_map(Line::taken)
