@@ -237,10 +237,7 @@ async fn canceling_an_ended_or_unknown_task_changes_nothing(bed: &Bed) {
         assert_eq!(bed.cancel(ended.id).await, CancelOutcome::AlreadyEnded);
         assert_eq!(bed.task_of(ended.id).await, ended);
     }
-    assert_eq!(
-        bed.cancel(TaskId::new()).await,
-        CancelOutcome::Unknown
-    );
+    assert_eq!(bed.cancel(TaskId::new()).await, CancelOutcome::Unknown);
 }
 
 async fn purging_takes_only_ended_tasks_of_the_states_named(bed: &Bed) {
