@@ -142,6 +142,7 @@ async fn do_duties(
     if purged > 0 {
         tracing::info!(purged, "ended tasks were deleted");
     }
+    store.forget_journals().await?;
     match sweep_temporary_blobs(settings, store, content).await {
         Ok(0) => {}
         Ok(swept) => tracing::info!(swept, "temporary blobs of the dead were removed"),

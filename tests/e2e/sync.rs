@@ -274,6 +274,11 @@ fn a_sync_killed_in_its_midst_goes_on_and_fetches_nothing_twice() -> Result<()> 
         [stuck],
         "of blobs and manifests"
     );
+    let asked = &ended["result"]["report"]["requests"];
+    for what in ["tags", "manifest_heads", "manifests"] {
+        assert_eq!(asked[what], 0, "the attempt before had seen it: {asked}");
+    }
+    assert_eq!(asked["blobs"], 1);
     assert_eq!(tags_of(&server, "m")?.len(), 8);
     server.wait_until_clean()
 }

@@ -389,10 +389,11 @@ async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), s
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;"
         }
         Engine::Postgres => {
+            // Compiling a plan (`jit`) takes longer than running any of ours, all the more as it is done for each run.
             // The last four are about the server's end of the connection: a session whose client's host is gone must not
             // keep its locks until something is written to it.
             "SET statement_timeout = '30s'; SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '60s'; \
-             SET application_name = 'pulp'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; \
+             SET jit = off; SET application_name = 'pulp'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; \
              SET tcp_keepalives_count = 3; SET tcp_user_timeout = '10s'"
         }
     };
@@ -433,6 +434,7 @@ mod tests {
                 ("statement_timeout", "30s"),
                 ("lock_timeout", "10s"),
                 ("idle_in_transaction_session_timeout", "1min"),
+                ("jit", "off"),
                 ("application_name", "pulp"),
                 ("tcp_keepalives_idle", "5"),
                 ("tcp_user_timeout", "10000"),

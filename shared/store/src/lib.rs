@@ -24,6 +24,7 @@ pub mod groups;
 pub mod history;
 pub mod images;
 pub mod importers;
+pub mod journals;
 pub mod leases;
 pub mod outbox;
 pub mod pull_rights;

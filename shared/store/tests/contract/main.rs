@@ -15,6 +15,7 @@ mod figures;
 mod file;
 mod grants;
 mod images;
+mod journals;
 mod leases;
 mod migrations;
 mod outbox;

@@ -14,6 +14,7 @@ mod choice;
 mod commit;
 mod downloads;
 mod known;
+mod look;
 mod manifests;
 mod members;
 mod plan;
@@ -22,10 +23,7 @@ mod steps;
 mod upstream;
 mod v1;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
-};
+use std::{collections::BTreeSet, sync::Mutex};
 
 use pulp_model::{
     CodedError, Digest, RepositoryId, TagName,
@@ -42,6 +40,7 @@ use self::{
     blobs::{here_already, wanted_blobs},
     choice::Choice,
     commit::{commit, tell},
+    look::Look,
     manifests::{fetch_manifests, once},
     plan::{PlanReport, TagPlan, Upstream},
     referrers::{fetch_referrers, subjects},
@@ -144,9 +143,14 @@ async fn fetch(
 ) -> Result<Fetched, TaskError> {
     steps.metadata.begin();
     let mut held = Before::read(context, repo, settings).await?;
-    let found = look(upstream, settings, &held, &steps.metadata).await?;
+    let look = Look::at(context, upstream, settings, &held, &steps.metadata).await?;
+    let found = look.tags_as_kept(&held);
     let mut tags = plan::plan_tags(&found, &held.plan, settings.remove_missing);
-    by_digest::plan(upstream, settings, &held, &mut tags, &steps.metadata).await?;
+    by_digest::plan(settings, &held, &look.digests, &mut tags);
+    if !dry_run && !tags.changes_nothing() {
+        look.note(context, upstream, settings).await?;
+    }
+    drop(look);
     let all = fetch_manifests(upstream, settings, &held, &tags).await?;
     let mut pulls = fetched_of(&all);
     let (content, owner) = (&context.worker.content, context.attempt_name());
@@ -232,37 +236,6 @@ async fn fetch(
 
 fn fetched_of(came: &[Came]) -> u64 {
     came.iter().filter(|c| c.fetched).count() as u64
-}
-
-/// What the upstream has of what the filter takes.
-async fn look(
-    upstream: &UpstreamRepository,
-    settings: &ImporterSettings,
-    held: &Before,
-    step: &StepHandle,
-) -> Result<BTreeMap<TagName, Upstream>, TaskError> {
-    let plain = settings.tags.plain();
-    let listed = plain.is_none();
-    let names = match plain {
-        Some(names) => names,
-        None => settings.tags.select(upstream.list_tags().await?),
-    };
-    step.add_total(names.len() as u64);
-    let called = held.known.iter().map(|(called, known)| (called, &known.digest));
-    let names = known::as_named_before(names, &held.plan.tags, called);
-    let mut found = upstream.look(names, step).await?;
-    if !listed && !found.is_empty() && found.values().all(|u| *u == Upstream::Absent) {
-        // None of them: is there such a repository?
-        upstream.list_tags().await?;
-    }
-    for state in found.values_mut() {
-        if let Upstream::Digest(digest) = state
-            && let Some(known) = held.known.get(digest)
-        {
-            *digest = known.digest.clone();
-        }
-    }
-    Ok(found)
 }
 
 /// The tags to set; and those that, now that their manifest is here, turn out to be as they were.

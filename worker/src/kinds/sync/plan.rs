@@ -11,12 +11,13 @@ use pulp_model::{
     platform::Platforms,
     unit::{ManifestKind, ManifestListUnit, TagUnit, Unit},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::members::taken;
 
 /// What an upstream says of a tag.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Upstream {
     /// It names this manifest.
     Digest(Digest),
@@ -59,6 +60,11 @@ pub(crate) struct TagPlan {
 }
 
 impl TagPlan {
+    /// Whether tags and manifests stay as they are.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        self.added.is_empty() && self.moved.is_empty() && self.manifests.is_empty()
+    }
+
     /// Leaves out tags that turn out to have nothing that is wanted: they are as if the filter didn't take them.
     pub(crate) fn skip(
         &mut self,

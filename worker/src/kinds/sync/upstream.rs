@@ -192,7 +192,7 @@ impl UpstreamRepository {
         &self,
         digests: BTreeSet<Digest>,
         step: &StepHandle,
-    ) -> Result<Vec<(Digest, plan::Upstream)>, TaskError> {
+    ) -> Result<BTreeMap<Digest, plan::Upstream>, TaskError> {
         let found = stream::iter(digests)
             .map(|digest| async move {
                 let found = self.look_at(&Reference::Digest(digest.clone()), None).await?;
