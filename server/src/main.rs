@@ -7,6 +7,7 @@ mod plugins;
 mod roles;
 mod services;
 mod signing_key;
+mod sole;
 mod standalone;
 mod tokens;
 

@@ -14,11 +14,12 @@ use pulp_runtime::{
     config::{Config, Sources},
     shutdown::{self, Drained, Shutdown},
 };
+use pulp_store::Engine;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use crate::{manage_db::ADMIN, metrics, roles, services::Services, tokens};
+use crate::{manage_db::ADMIN, metrics, roles, services::Services, sole::SoleUse, tokens};
 
 /// Options of `pulp standalone`.
 #[derive(Debug, clap::Args)]
@@ -85,6 +86,7 @@ pub(crate) struct Standalone {
     services: Services,
     relay: tokio::task::JoinHandle<()>,
     relay_stop: CancellationToken,
+    _data_dir: Option<SoleUse>,
 }
 
 impl Standalone {
@@ -101,12 +103,17 @@ impl Standalone {
             // Crane serves these paths itself; there is nobody else.
             config.server.redirect_base = Some(Url::parse(&format!("http://{crane}/pulp/docker/"))?);
         }
+        let data_dir = SoleUse::of(&config.storage.root)?;
         tokens::make_keys(&mut config)?;
         metrics::serve(&config, shutdown.soft().clone()).await?;
         let services = Services::open(config, "standalone").await?;
-        services.database.store.migrate().await?;
+        let store = &services.database.store;
+        store.migrate().await?;
+        if data_dir.is_some() && store.engine() == Engine::Sqlite {
+            store.end_all_leases().await?;
+        }
         let password_was_given = admin_password.is_some();
-        let first_user = pulp_api::ensure_first_user(&services.database.store, ADMIN, admin_password).await?;
+        let first_user = pulp_api::ensure_first_user(store, ADMIN, admin_password).await?;
         let published = services.published.clone();
         tokio::task::spawn_blocking(move || published.prepare()).await??;
         // One for both listeners: a password that one has checked the other knows.
@@ -128,6 +135,7 @@ impl Standalone {
             services,
             relay,
             relay_stop,
+            _data_dir: data_dir,
         })
     }
 

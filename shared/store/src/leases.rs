@@ -71,6 +71,16 @@ impl Store {
             .await?;
         tx.commit().await
     }
+
+    /// Ends every lease, of leaders and of workers. For a process that knows to be the only one at this database:
+    /// whoever held them is gone.
+    pub async fn end_all_leases(&self) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        for sql in ["UPDATE leases SET expires = 0", "UPDATE workers SET expires = 0"] {
+            sqlx::query(sql).execute(tx.on()).await?;
+        }
+        tx.commit().await
+    }
 }
 
 impl Tx {

@@ -157,6 +157,8 @@ impl Sources {
                 ("storage", "root", text(data_dir)),
                 ("server", "plugins_dir", text(&data_dir.join("plugins.conf.d"))),
                 ("crane", "polling_interval_seconds", Value::Integer(2)),
+                ("tasks", "lease_ttl_seconds", Value::Integer(60)),
+                ("tasks", "worker_ttl_seconds", Value::Integer(60)),
             ] {
                 merge(&mut merged, &[section.to_owned(), key.to_owned()], value);
             }

@@ -472,6 +472,13 @@ impl Config {
                 polling_interval: Duration::from_secs(2),
                 ..CraneConfig::default()
             },
+            // Nobody else could go on with what one process holds, and a disk that is busy with an import may keep the
+            // database waiting for longer than a cluster would.
+            tasks: TasksConfig {
+                lease_ttl: Duration::from_mins(1),
+                worker_ttl: Duration::from_mins(1),
+                ..TasksConfig::default()
+            },
             ..Self::default()
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use futures::future::join_all;
 use pulp_model::{Epoch, TaskId, task::TaskKind};
-use pulp_store::{Store, StoreError, grants::ROLE};
+use pulp_store::{Store, StoreError, grants::ROLE, workers::Heartbeat};
 use sqlx::{AnyPool, Row as _};
 
 use crate::support::{BLINK, Bed, LONG, contract, delete, grant, tick};
@@ -21,6 +21,7 @@ contract!(
     each_role_has_its_own_lease,
     a_lease_is_prolonged_until_it_has_ended_or_is_anothers,
     a_lease_resigned_is_free_at_once,
+    what_the_dead_held_is_free_at_once_for_who_knows_that_they_are,
     no_leader_commits_under_an_epoch_that_is_over,
 );
 
@@ -153,6 +154,18 @@ async fn committed_before(raw: &AnyPool, epoch: i64) -> i64 {
 
 /// Four managers steal one lease from each other. Whoever has taken over counts what was committed under earlier
 /// epochs; nothing may be added to that afterwards.
+async fn what_the_dead_held_is_free_at_once_for_who_knows_that_they_are(bed: &Bed) {
+    let epoch = bed.lead().await;
+    let worker = bed.worker(LONG).await;
+    bed.running(epoch, &worker, &delete("r")).await;
+    bed.end_all_leases().await.unwrap();
+    assert_eq!(bed.heartbeat(&worker, LONG).await.unwrap(), Heartbeat::Lost);
+    let again = bed.worker(LONG).await;
+    assert_eq!(again.name, worker.name);
+    let next = bed.acquire_lease(ROLE, "the next", LONG).await.unwrap();
+    assert!(next > Some(epoch));
+}
+
 async fn no_leader_commits_under_an_epoch_that_is_over(bed: &Bed) {
     let mut tx = bed.begin().await.unwrap();
     let mut tasks = Vec::new();
