@@ -3,23 +3,22 @@
 use std::time::Duration;
 
 use pulp_model::TaskId;
-use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
-use crate::{Store, StoreError, TaskLease, engine::assembled, row};
+use crate::{Store, StoreError, TaskLease, engine::assembled};
 
 /// What an earlier attempt noted.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Journal {
     /// How long ago, by the database's clock.
     pub age: Duration,
-    /// What.
-    pub note: Value,
+    /// What, in words that only the kind of task knows.
+    pub note: String,
 }
 
 impl Store {
     /// Notes something for the attempts after this one, instead of what was noted before; false if the attempt is over.
-    pub async fn write_journal(&self, lease: &TaskLease, note: &Value) -> Result<bool, StoreError> {
+    pub async fn write_journal(&self, lease: &TaskLease, note: String) -> Result<bool, StoreError> {
         let sql = format!(
             "INSERT INTO task_journals (task_id, written, note) SELECT task_id, {}, CAST($3 AS TEXT) FROM tasks \
              WHERE task_id = $1 AND attempt = $2 AND state = 'running' \
@@ -30,7 +29,7 @@ impl Store {
         let done = sqlx::query(assembled(sql))
             .bind(lease.task_id().to_string())
             .bind(lease.attempt().0)
-            .bind(row::to_json(note))
+            .bind(note)
             .execute(tx.on())
             .await?;
         tx.commit().await?;
@@ -52,7 +51,7 @@ impl Store {
             Ok(Journal {
                 // Clocks have steps.
                 age: Duration::from_micros(u64::try_from(age).unwrap_or_default()),
-                note: row::json(&r, "note")?,
+                note: r.try_get("note")?,
             })
         };
         found.map(read).transpose()

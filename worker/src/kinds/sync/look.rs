@@ -11,7 +11,6 @@ use std::{
 use pulp_model::{Attempt, Digest, TagName, importer::ImporterSettings};
 use pulp_store::journals::Journal;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::{before::Before, known, plan::Upstream, upstream::UpstreamRepository};
 use crate::{error::TaskError, kinds::Context, progress::StepHandle};
@@ -33,11 +32,18 @@ pub(super) struct Look {
 }
 
 /// What a journal says, and of what.
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Note {
     /// Where, and what was looked for: with other settings there is something else to see.
     of: String,
     look: Look,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+struct NoteOf<'a> {
+    of: &'a str,
+    look: &'a Look,
 }
 
 impl Look {
@@ -51,7 +57,7 @@ impl Look {
     ) -> Result<Self, TaskError> {
         if context.lease.attempt() > Attempt(1)
             && let Some(journal) = context.worker.store.journal(context.lease.task_id()).await?
-            && let Some(look) = Self::noted(journal, &of(upstream, settings), &lacking(settings, held))
+            && let Some(look) = Self::noted(&journal, &of(upstream, settings), &lacking(settings, held))
         {
             let seen = (look.tags.len() + look.digests.len()) as u64;
             step.add_total(seen);
@@ -62,11 +68,11 @@ impl Look {
     }
 
     /// What a journal tells, if it is of the same thing and not too old.
-    fn noted(journal: Journal, of: &str, lacking: &BTreeSet<Digest>) -> Option<Self> {
+    fn noted(journal: &Journal, of: &str, lacking: &BTreeSet<Digest>) -> Option<Self> {
         if journal.age > HOLDS {
             return None;
         }
-        let note: Note = serde_json::from_value(journal.note).ok()?;
+        let note: Note = serde_json::from_str(&journal.note).ok()?;
         let is_whole = lacking.iter().all(|d| note.look.digests.contains_key(d));
         let look = Self {
             is_noted: true,
@@ -118,10 +124,16 @@ impl Look {
         settings: &ImporterSettings,
     ) -> Result<(), TaskError> {
         if !self.is_noted {
-            let note = json!({"of": of(upstream, settings), "look": self});
-            context.worker.store.write_journal(&context.lease, &note).await?;
+            // Straight into text: there may be many thousands of tags.
+            let note = self.text(&of(upstream, settings));
+            context.worker.store.write_journal(&context.lease, note).await?;
         }
         Ok(())
+    }
+
+    fn text(&self, of: &str) -> String {
+        // Names and digests are texts; so this can't fail.
+        serde_json::to_string(&NoteOf { of, look: self }).unwrap_or_default()
     }
 
     /// The tags, with what the repository keeps under another digest than the upstream's called as it is here.
@@ -177,7 +189,7 @@ mod tests {
     fn journal(age: Duration) -> Journal {
         Journal {
             age,
-            note: json!({"of": "all of it", "look": seen()}),
+            note: seen().text("all of it"),
         }
     }
 
@@ -187,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_later_attempt_sees_what_the_one_before_has_seen() {
-        let found = Look::noted(journal(HOLDS), "all of it", &lacking(&["d"])).unwrap();
+        let found = Look::noted(&journal(HOLDS), "all of it", &lacking(&["d"])).unwrap();
         assert!(found.is_noted);
         assert_eq!((found.tags, found.digests), (seen().tags, seen().digests));
     }
@@ -195,19 +207,19 @@ mod tests {
     #[test]
     fn what_was_seen_long_ago_or_of_something_else_or_not_as_a_whole_is_not_gone_by() {
         let late = journal(HOLDS + Duration::from_micros(1));
-        assert_eq!(Look::noted(late, "all of it", &lacking(&[])), None);
+        assert_eq!(Look::noted(&late, "all of it", &lacking(&[])), None);
         assert_eq!(
-            Look::noted(journal(Duration::ZERO), "other tags", &lacking(&[])),
+            Look::noted(&journal(Duration::ZERO), "other tags", &lacking(&[])),
             None
         );
         assert_eq!(
-            Look::noted(journal(Duration::ZERO), "all of it", &lacking(&["d", "e"])),
+            Look::noted(&journal(Duration::ZERO), "all of it", &lacking(&["d", "e"])),
             None
         );
         let foreign = Journal {
             age: Duration::ZERO,
-            note: json!({"of": "all of it", "look": {"tags": ["a list"]}}),
+            note: r#"{"of": "all of it", "look": {"tags": ["a list"]}}"#.to_owned(),
         };
-        assert_eq!(Look::noted(foreign, "all of it", &lacking(&[])), None);
+        assert_eq!(Look::noted(&foreign, "all of it", &lacking(&[])), None);
     }
 }
