@@ -62,6 +62,12 @@ fn a_sync_beyond_the_upstreams_limit_waits_for_it_and_holds_up_nobody() -> Resul
     let ended = server.wait_until_finished(&task)?;
     let plan = &ended["result"]["report"]["plan"];
     assert_eq!(plan["tags_added"].as_array().map(Vec::len), Some(14), "{plan}");
+    let asked = &ended["result"]["report"]["requests"];
+    assert_eq!(
+        (&asked["tags"], &asked["manifest_heads"]),
+        (&json!(0), &json!(0)),
+        "it was seen before the pause: {asked}"
+    );
     assert_eq!(upstream.fetched_more_than_once(), []);
     assert_eq!(
         upstream.count("manifests/"),

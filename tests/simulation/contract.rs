@@ -196,7 +196,11 @@ async fn both_answer_the_same(store: Store, seed: u64, mutation: Mutation) -> Ha
                 let call = format!("finish attempt {} of {task}: {state:?}", lease.attempt());
                 (call, both.finish(task, &lease, state).await)
             }
-            (86..89, .., Some((task, lease))) => {
+            (86..87, .., Some((task, lease))) => {
+                let call = format!("park attempt {} of {task} for {zero_or_long:?}", lease.attempt());
+                (call, both.park(task, &lease, zero_or_long).await)
+            }
+            (87..89, .., Some((task, lease))) => {
                 let call = format!("hand back attempt {} of {task}", lease.attempt());
                 (call, both.hand_back(task, &lease).await)
             }

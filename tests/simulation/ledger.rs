@@ -90,6 +90,7 @@ impl Ledger {
                 request,
                 created: now,
                 not_before: None,
+                steps_aside: false,
                 declined: 0,
                 accepted: None,
                 started: None,
@@ -455,6 +456,7 @@ impl Ledger {
             let pause = 1_000_000 << row.declined.clamp(0, 5);
             row.declined += 1;
             row.not_before = Some(now.plus_micros(pause));
+            row.steps_aside = false;
             self.wait_again(lease.task);
             self.tell(Queue::Intake, lease.task, Attempt(0));
             self.tell(Queue::Intake, lease.task, Attempt(0));
@@ -542,6 +544,17 @@ impl Ledger {
         Ok(())
     }
 
+    pub(crate) fn park(&mut self, now: Timestamp, lease: Lease, pause: Duration) -> Result<(), StoreError> {
+        self.hand_back(lease)?;
+        if let Some(row) = self.tasks.get_mut(&lease.task)
+            && row.state == TaskState::Waiting
+        {
+            row.not_before = Some(after(now, pause));
+            row.steps_aside = true;
+        }
+        Ok(())
+    }
+
     fn end(&mut self, id: TaskId, state: TaskState) {
         if let Some(row) = self.tasks.get_mut(&id) {
             row.state = state;
@@ -585,7 +598,7 @@ fn live(id: TaskId, row: &Row) -> Option<LiveTask> {
         kind_name: row.request.kind.clone(),
         schema_version: row.request.version,
         not_before: row.not_before,
-        steps_aside: false,
+        steps_aside: row.steps_aside,
         claims: row.request.claims.clone(),
         created: row.created,
     })

@@ -22,6 +22,9 @@ const WAKING: Micros = 100 * MILLI;
 /// How long after a hard deadline a leader that is not disturbed has ended the run at the latest.
 const PATROLS: Duration = Duration::from_secs(30);
 
+/// What was parked has its place again when a leader next looks at the clock, and until then it may be passed.
+const LOOKS: Duration = Duration::from_mins(1);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Waiting,
@@ -149,6 +152,10 @@ impl Monitor {
                 continue;
             }
             if theirs.state == TaskState::Waiting {
+                let parked = theirs.not_before.filter(|_| theirs.steps_aside);
+                if parked.is_some_and(|until| row.accepted.is_some_and(|now| now.since(until) < LOOKS)) {
+                    continue;
+                }
                 let overtaken = (theirs.created, other) < (row.created, task);
                 self.require(!overtaken, || {
                     format!("{task} was granted before {other}, which came first and waits")

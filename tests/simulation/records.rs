@@ -90,6 +90,8 @@ pub(crate) struct Row {
     pub(crate) request: Request,
     pub(crate) created: Timestamp,
     pub(crate) not_before: Option<Timestamp>,
+    /// Until then it keeps nobody from anything.
+    pub(crate) steps_aside: bool,
     pub(crate) declined: i64,
     pub(crate) accepted: Option<Timestamp>,
     pub(crate) started: Option<Timestamp>,

@@ -5,6 +5,7 @@
 //! and who finds it may trust it. Temporary files lie at `tmp/<owner>/<uuid>`, the owner being an attempt of a
 //! task; [`ContentStore::sweep_tmp`] removes what a dead attempt left.
 
+mod disk;
 mod error;
 mod key;
 mod local;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use pulp_model::{Algorithm, Digest, digest::Hasher};
 
-use crate::{BlobReader, ContentError, Result, cut, key, write_back::WriteBack};
+use crate::{BlobReader, ContentError, Result, cut, disk::Disk, key, write_back::WriteBack};
 
 /// Bytes read by one call; large enough that calls don't matter, small enough for many readers.
 const READ_CHUNK: u64 = 256 * 1024;
@@ -27,15 +27,12 @@ const WRITE_BUFFER: usize = 256 * 1024;
 #[derive(Debug)]
 pub(crate) struct Local {
     root: PathBuf,
-    fsync: bool,
+    /// None if nothing need outlive a crash of the machine.
+    disk: Option<Disk>,
 }
 
 impl Local {
     pub(crate) fn open(root: &Path, fsync: bool) -> Result<Self> {
-        let this = Self {
-            root: root.to_owned(),
-            fsync,
-        };
         if !root.is_absolute() {
             return Err(ContentError::Config {
                 url: format!("file:{}", root.display()),
@@ -44,7 +41,11 @@ impl Local {
         }
         let tmp = root.join(key::TMP);
         fs::create_dir_all(&tmp).map_err(|e| ContentError::file("make", &tmp, e))?;
-        Ok(this)
+        let disk = fsync.then(|| Disk::of(root)).transpose();
+        Ok(Self {
+            root: root.to_owned(),
+            disk: disk.map_err(|e| ContentError::file("open", root, e))?,
+        })
     }
 
     pub(crate) fn path_of(&self, digest: &Digest) -> PathBuf {
@@ -136,11 +137,11 @@ impl Local {
     }
 
     fn sync_directory(&self, path: &Path) -> Result<()> {
-        if !self.fsync {
+        let Some(disk) = &self.disk else {
             return Ok(());
-        }
+        };
         File::open(path)
-            .and_then(|d| d.sync_all())
+            .and_then(|directory| disk.sync(&directory))
             .map_err(|e| ContentError::file("sync", path, e))
     }
 }
@@ -280,7 +281,7 @@ impl LocalWriter {
         self.file
             .write_all(bytes)
             .map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
-        if self.local.fsync {
+        if self.local.disk.is_some() {
             self.write_back
                 .grown(self.file.get_ref(), self.size)
                 .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
@@ -307,16 +308,16 @@ impl LocalWriter {
                 size: self.size,
             });
         }
-        self.file
-            .flush()
-            .map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
+        // Without its buffer: many may wait for the disk.
+        let file = self.file.into_inner().map_err(io::IntoInnerError::into_error);
+        let file = file.map_err(|e| ContentError::file("write", &self.temporary.path, e))?;
         self.write_back
             .end()
             .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
-        if self.local.fsync && size_of(&self.local.path_of(&got))? != Some(self.size) {
-            self.file
-                .get_ref()
-                .sync_all()
+        if let Some(disk) = &self.local.disk
+            && size_of(&self.local.path_of(&got))? != Some(self.size)
+        {
+            disk.sync(&file)
                 .map_err(|e| ContentError::file("sync", &self.temporary.path, e))?;
         }
         Ok(SealedFile {

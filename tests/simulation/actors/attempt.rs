@@ -113,20 +113,20 @@ pub(super) async fn run(worker: &Worker, lease: Lease, request: Request, (stop, 
             stop.reason()
         )
     });
-    let end = match decisions::ending(stop.reason(), fault, lease.attempt) {
-        Ending::Leave => return,
-        Ending::GiveBack | Ending::Park => None,
-        Ending::Cancel => Some(TaskState::Canceled),
-        Ending::Fail => Some(TaskState::Error),
-    };
+    let end = decisions::ending(stop.reason(), fault, lease.attempt);
+    if end == Ending::Leave {
+        return;
+    }
+    let parked_for = Duration::from_micros(ctx.sim.skewed(SECOND, 60 * SECOND));
     loop {
-        let written = match end {
-            None => ctx.database("hand back", move |l, _| l.hand_back(lease)).await,
-            Some(state) => {
-                ctx.database("end", move |l, now| l.finish(now, lease, state, None).map(drop))
-                    .await
-            }
-        };
+        let written = ctx.database("end", move |l, now| match end {
+            Ending::Leave => Ok(()),
+            Ending::GiveBack => l.hand_back(lease),
+            Ending::Park => l.park(now, lease, parked_for),
+            Ending::Cancel => l.finish(now, lease, TaskState::Canceled, None).map(drop),
+            Ending::Fail => l.finish(now, lease, TaskState::Error, None).map(drop),
+        });
+        let written = written.await;
         if matches!(written, Ok(()) | Err(StoreError::Fenced { .. }))
             || stop.reason().is_some_and(StopReason::is_final)
         {
@@ -165,6 +165,9 @@ async fn effect(ctx: &Ctx, lease: Lease, stop: &Stop, pulse: &Pulse) -> Result<(
     }
     if sim.chance(0.05) {
         return Err(Fault::Other);
+    }
+    if sim.chance(0.05) {
+        return Err(Fault::NotYet);
     }
     if stop.is_stopped() {
         return Err(Fault::Other);

@@ -195,6 +195,12 @@ impl Both {
         (answer(self.ledger.hand_back(lease)), answer(theirs))
     }
 
+    pub(super) async fn park(&mut self, task: usize, lease: &TaskLease, pause: Duration) -> (Answer, Answer) {
+        let theirs = self.store.park(lease, pause, "for a while").await;
+        let lease = self.our_lease(task, lease);
+        (answer(self.ledger.park(self.now, lease, pause)), answer(theirs))
+    }
+
     fn our_lease(&self, task: usize, lease: &TaskLease) -> Lease {
         Lease {
             task: self.tasks[task].0,

@@ -44,7 +44,7 @@ impl Both {
         let told = || story.join("\n");
         let told_of = |t: &LiveTask, number: usize| {
             let request = (t.class, t.kind_name.clone(), t.schema_version, t.owner.clone());
-            let waits = t.not_before.is_some();
+            let waits = (t.not_before.is_some(), t.steps_aside);
             (number, t.state, t.attempt, request, waits, t.claims.clone())
         };
         let live = self.store.live_tasks().await.unwrap();

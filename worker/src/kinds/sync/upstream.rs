@@ -32,7 +32,7 @@ const TRIES: usize = 2;
 
 /// What may be on its way to the disk beside what is on its way here. The disk takes longer than a small blob's
 /// download, and many that wait for it together wait no longer than one.
-const KEEPING: usize = 24;
+const KEEPING: usize = 88;
 
 /// A registry that wants a longer pause gets it, and the worker goes on with other work meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
