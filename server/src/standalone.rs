@@ -14,7 +14,6 @@ use pulp_runtime::{
     config::{Config, Sources},
     shutdown::{self, Drained, Shutdown},
 };
-use pulp_store::Engine;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -109,7 +108,8 @@ impl Standalone {
         let services = Services::open(config, "standalone").await?;
         let store = &services.database.store;
         store.migrate().await?;
-        if data_dir.is_some() && store.engine() == Engine::Sqlite {
+        if data_dir.is_some() && services.config.database.url.is_none() {
+            // The database lies in there.
             store.end_all_leases().await?;
         }
         let password_was_given = admin_password.is_some();
