@@ -10,9 +10,8 @@ use crate::run::Run;
 /// How often each process is looked at.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Only who lived this long is judged: the second quarter of its life must lie behind its warming up, which takes an api
-/// four minutes under this load.
-const JUDGED_FROM: Duration = Duration::from_mins(15);
+/// Only who lived this long is judged; what is younger still warms up.
+const JUDGED_FROM: Duration = Duration::from_mins(4);
 
 /// What the last quarter of a life may hold beyond the second one. Far above what caches and a busy moment make of it,
 /// far below what a leak makes of a long run.
@@ -151,7 +150,7 @@ fn a_leak_is_told_from_a_process_that_warms_up() {
     let begun = Instant::now();
     let life = |megabytes: fn(u32) -> f64| {
         let at = |n: u32| begun + EVERY * n;
-        let samples = (0..500).map(|n| Sample {
+        let samples = (0..300).map(|n| Sample {
             at: at(n),
             files: 30.0,
             megabytes: megabytes(n),
