@@ -4,6 +4,7 @@
 //! upstream wanted, begins with what it has seen, and so with the same plan. It asks for nothing but what is still missing.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use crate::{error::TaskError, kinds::Context, progress::StepHandle};
 const HOLDS: Duration = Duration::from_hours(1);
 
 /// What was seen, in the upstream's own terms.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Look {
     /// Of the tags that the filter takes.
     pub(super) tags: BTreeMap<TagName, Upstream>,
@@ -32,23 +33,16 @@ pub(super) struct Look {
 }
 
 /// What a journal says, and of what.
-#[derive(Deserialize)]
-struct Note {
+#[derive(Serialize, Deserialize)]
+struct Note<'a> {
     /// Where, and what was looked for: with other settings there is something else to see.
-    of: String,
-    look: Look,
-}
-
-/// The same, borrowed.
-#[derive(Serialize)]
-struct NoteOf<'a> {
-    of: &'a str,
-    look: &'a Look,
+    of: Cow<'a, str>,
+    look: Cow<'a, Look>,
 }
 
 impl Look {
     /// By what an earlier attempt has seen, or by asking the upstream.
-    pub(super) async fn at(
+    pub(super) async fn take(
         context: &Context,
         upstream: &UpstreamRepository,
         settings: &ImporterSettings,
@@ -57,7 +51,7 @@ impl Look {
     ) -> Result<Self, TaskError> {
         if context.lease.attempt() > Attempt(1)
             && let Some(journal) = context.worker.store.journal(context.lease.task_id()).await?
-            && let Some(look) = Self::noted(&journal, &of(upstream, settings), &lacking(settings, held))
+            && let Some(look) = Self::noted(&journal, &scope(upstream, settings), &lacking(settings, held))
         {
             let seen = (look.tags.len() + look.digests.len()) as u64;
             step.add_total(seen);
@@ -72,13 +66,12 @@ impl Look {
         if journal.age > HOLDS {
             return None;
         }
-        let note: Note = serde_json::from_str(&journal.note).ok()?;
+        let note: Note<'_> = serde_json::from_str(&journal.note).ok()?;
         let is_whole = lacking.iter().all(|d| note.look.digests.contains_key(d));
-        let look = Self {
+        (note.of == of && is_whole).then(|| Self {
             is_noted: true,
-            ..note.look
-        };
-        (note.of == of && is_whole).then_some(look)
+            ..note.look.into_owned()
+        })
     }
 
     async fn anew(
@@ -103,17 +96,18 @@ impl Look {
             digests: upstream.look_for(lacking, step).await?,
             is_noted: false,
         };
-        if !listed && !holds_one && look.found_nothing() {
-            // Is there such a repository?
+        if !listed && look.may_be_of_no_repository(holds_one) {
             upstream.list_tags().await?;
         }
         Ok(look)
     }
 
-    /// Whether something was looked for, and none of it is there.
-    fn found_nothing(&self) -> bool {
-        let mut seen = self.tags.values().chain(self.digests.values()).peekable();
-        seen.peek().is_some() && seen.all(|s| *s == Upstream::Absent)
+    /// Whether the upstream may have no such repository: nothing that was asked for is there. Tags that are gone go here as
+    /// well in mirror mode, so that has to be known. Digests that are gone change nothing if another one is here.
+    fn may_be_of_no_repository(&self, holds_a_digest: bool) -> bool {
+        let matters = !self.tags.is_empty() || (!self.digests.is_empty() && !holds_a_digest);
+        let mut seen = self.tags.values().chain(self.digests.values());
+        matters && seen.all(|s| *s == Upstream::Absent)
     }
 
     /// Notes what was seen for the attempts after this one.
@@ -125,7 +119,7 @@ impl Look {
     ) -> Result<(), TaskError> {
         if !self.is_noted {
             // Straight into text: there may be many thousands of tags.
-            let note = self.text(&of(upstream, settings));
+            let note = self.text(&scope(upstream, settings));
             context.worker.store.write_journal(&context.lease, note).await?;
         }
         Ok(())
@@ -133,7 +127,8 @@ impl Look {
 
     fn text(&self, of: &str) -> String {
         // Names and digests are texts; so this can't fail.
-        serde_json::to_string(&NoteOf { of, look: self }).unwrap_or_default()
+        let (of, look) = (Cow::Borrowed(of), Cow::Borrowed(self));
+        serde_json::to_string(&Note { of, look }).unwrap_or_default()
     }
 
     /// The tags, with what the repository keeps under another digest than the upstream's called as it is here.
@@ -160,7 +155,7 @@ fn lacking(settings: &ImporterSettings, held: &Before) -> BTreeSet<Digest> {
 }
 
 /// What decides about what there is to see.
-fn of(upstream: &UpstreamRepository, settings: &ImporterSettings) -> String {
+fn scope(upstream: &UpstreamRepository, settings: &ImporterSettings) -> String {
     format!(
         "{} {} {:?}",
         upstream.client.base_url(),
@@ -202,6 +197,34 @@ mod tests {
         let found = Look::noted(&journal(HOLDS), "all of it", &lacking(&["d"])).unwrap();
         assert!(found.is_noted);
         assert_eq!((found.tags, found.digests), (seen().tags, seen().digests));
+    }
+
+    #[test]
+    fn whether_there_is_a_repository_is_asked_if_nothing_of_it_was_seen() {
+        let absent = |tags: &[&str], digests: &[&str]| Look {
+            tags: tags
+                .iter()
+                .map(|t| (t.parse().unwrap(), Upstream::Absent))
+                .collect(),
+            digests: digests
+                .iter()
+                .map(|d| (Digest::sha256(d), Upstream::Absent))
+                .collect(),
+            is_noted: false,
+        };
+        for holds_a_digest in [false, true] {
+            assert!(!seen().may_be_of_no_repository(holds_a_digest));
+            assert!(!absent(&[], &[]).may_be_of_no_repository(holds_a_digest));
+            assert!(absent(&["a"], &[]).may_be_of_no_repository(holds_a_digest));
+            assert!(absent(&["a"], &["d"]).may_be_of_no_repository(holds_a_digest));
+            assert_eq!(
+                absent(&[], &["d"]).may_be_of_no_repository(holds_a_digest),
+                !holds_a_digest
+            );
+        }
+        let mut found = absent(&["a"], &["d"]);
+        found.digests.insert(Digest::sha256("e"), Upstream::Unknown);
+        assert!(!found.may_be_of_no_repository(false));
     }
 
     #[test]

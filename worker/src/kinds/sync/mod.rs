@@ -143,7 +143,7 @@ async fn fetch(
 ) -> Result<Fetched, TaskError> {
     steps.metadata.begin();
     let mut held = Before::read(context, repo, settings).await?;
-    let look = Look::at(context, upstream, settings, &held, &steps.metadata).await?;
+    let look = Look::take(context, upstream, settings, &held, &steps.metadata).await?;
     let found = look.tags_as_kept(&held);
     let mut tags = plan::plan_tags(&found, &held.plan, settings.remove_missing);
     by_digest::plan(settings, &held, &look.digests, &mut tags);
