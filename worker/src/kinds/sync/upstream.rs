@@ -30,9 +30,11 @@ use crate::{Worker, error::TaskError, progress::StepHandle};
 /// Times that content is fetched anew whose bytes were others than promised.
 const TRIES: usize = 2;
 
-/// What may be on its way to the disk beside what is on its way here. The disk takes longer than a small blob's
-/// download, and many that wait for it together wait no longer than one.
+/// What may be on its way to the disk, of all syncs of this process, beside what is on its way here. The disk takes longer
+/// than a small blob's download, and many that wait for it together wait no longer than one. But each takes one of the
+/// runtime's threads for what blocks, of which others need some as well.
 const KEEPING: usize = 88;
+static TO_DISK: Semaphore = Semaphore::const_new(KEEPING);
 
 /// A registry that wants a longer pause gets it, and the worker goes on with other work meanwhile.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -44,8 +46,6 @@ pub(super) struct UpstreamRepository {
     pub(super) downloads: Downloads,
     /// For what is on its way here.
     places: Semaphore,
-    /// For what is on its way here or to the disk.
-    open: Semaphore,
     pub(super) name: RegistryId,
     pub(super) content: ContentStore,
     /// Whose temporary blobs these are.
@@ -107,7 +107,6 @@ impl UpstreamRepository {
                 worker.settings.downloads_per_host,
             ),
             places: Semaphore::new(at_once),
-            open: Semaphore::new(at_once + KEEPING),
             content: worker.content.clone(),
             owner,
             at_once,

@@ -14,7 +14,7 @@ use super::{
         downloads::{LOOK, PATIENCE, turn_of},
         plan::WantedBlob,
     },
-    KEEPING, TRIES, UpstreamRepository,
+    KEEPING, TO_DISK, TRIES, UpstreamRepository,
 };
 use crate::{error::TaskError, progress::StepHandle};
 
@@ -124,8 +124,7 @@ impl UpstreamRepository {
     }
 
     async fn download_bytes(&self, wanted: &WantedBlob, advance: &BlobAdvance) -> Result<u64, Download> {
-        // They are never closed.
-        let _open = self.open.acquire().await;
+        // It is never closed.
         let place = self.places.acquire().await;
         let mut reader = self.client.blob(&self.name, &wanted.digest).await?;
         if let Some(size) = wanted.size {
@@ -140,7 +139,8 @@ impl UpstreamRepository {
             advance.came(bytes.len() as u64);
             writer.write(bytes).await?;
         }
-        // What is whole waits for the disk in nobody's way.
+        // What is whole waits for the disk in nobody's way, unless too much does so.
+        let _to_disk = TO_DISK.acquire().await;
         drop((reader, place));
         Ok(writer.commit(&wanted.digest).await?)
     }

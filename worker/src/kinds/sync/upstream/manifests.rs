@@ -9,7 +9,7 @@ use pulp_model::{
 };
 use pulp_registry::{Reference, Referrer, RegistryError};
 
-use super::{KEEPING, TRIES, UpstreamRepository};
+use super::{KEEPING, TO_DISK, TRIES, UpstreamRepository};
 use crate::error::TaskError;
 
 /// A manifest to fetch.
@@ -131,6 +131,7 @@ impl UpstreamRepository {
                 Err(error) => return Err(self.unreadable(&error)),
             }
         };
+        let _to_disk = TO_DISK.acquire().await;
         drop(place);
         let declared = found.media_type.as_ref().or(wanted.media_type.as_ref());
         let mut manifest =
