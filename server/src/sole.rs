@@ -25,12 +25,7 @@ impl SoleUse {
         fs::create_dir_all(data_dir)
             .with_context(|| format!("can't make the data directory {}", data_dir.display()))?;
         let path = data_dir.join(FILE);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("can't write {}", path.display()))?;
+        let file = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => anyhow::bail!(

@@ -6,7 +6,6 @@
 //! and those that come meanwhile share the next one.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io,
     path::Path,
@@ -34,7 +33,8 @@ pub(crate) struct Disk {
 struct Rounds {
     begun: u64,
     ended: u64,
-    failed: BTreeSet<u64>,
+    /// The last one that failed; 0 if none did.
+    failed: u64,
 }
 
 impl Disk {
@@ -60,7 +60,7 @@ impl Disk {
         result
     }
 
-    /// Takes part in the next round; false if that failed.
+    /// Takes part in the next round; false if that may have failed.
     fn together(&self) -> bool {
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         // One that is under way may have passed by what we wait for.
@@ -75,14 +75,15 @@ impl Disk {
                 rounds.ended = round;
                 if let Err(error) = done {
                     tracing::warn!(%error, "the file system can't be synced as a whole");
-                    rounds.failed.insert(round);
+                    rounds.failed = round;
                 }
                 self.ended.notify_all();
             } else {
                 rounds = self.ended.wait(rounds).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        !rounds.failed.contains(&ours)
+        // A later one may have failed since, which costs us a sync of our own.
+        rounds.failed < ours
     }
 }
 

@@ -114,19 +114,19 @@ pub(super) async fn run(worker: &Worker, lease: Lease, request: Request, (stop, 
         )
     });
     let end = decisions::ending(stop.reason(), fault, lease.attempt);
-    if end == Ending::Leave {
-        return;
-    }
     let parked_for = Duration::from_micros(ctx.sim.skewed(SECOND, 60 * SECOND));
     loop {
-        let written = ctx.database("end", move |l, now| match end {
-            Ending::Leave => Ok(()),
-            Ending::GiveBack => l.hand_back(lease),
-            Ending::Park => l.park(now, lease, parked_for),
-            Ending::Cancel => l.finish(now, lease, TaskState::Canceled, None).map(drop),
-            Ending::Fail => l.finish(now, lease, TaskState::Error, None).map(drop),
-        });
-        let written = written.await;
+        let finish = |state| ctx.database("end", move |l, now| l.finish(now, lease, state, None).map(drop));
+        let written = match end {
+            Ending::Leave => return,
+            Ending::GiveBack => ctx.database("hand back", move |l, _| l.hand_back(lease)).await,
+            Ending::Park => {
+                ctx.database("park", move |l, now| l.park(now, lease, parked_for))
+                    .await
+            }
+            Ending::Cancel => finish(TaskState::Canceled).await,
+            Ending::Fail => finish(TaskState::Error).await,
+        };
         if matches!(written, Ok(()) | Err(StoreError::Fenced { .. }))
             || stop.reason().is_some_and(StopReason::is_final)
         {
