@@ -31,6 +31,11 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Runs a claimed task and sees to its end.
 pub(crate) async fn run(worker: Arc<Worker>, claimed: ClaimedTask, (stop, _entered): (Stop, Entered)) {
     let ClaimedTask { lease, kind, .. } = claimed;
+    if stop.is_final() {
+        // The claim was answered after the lease was lost: by now another may run it, and not one step may be taken here.
+        tracing::warn!(task = %lease.task_id(), "claimed too late; left to another worker");
+        return;
+    }
     let context = Context {
         worker: Arc::clone(&worker),
         lease: lease.clone(),
@@ -208,7 +213,7 @@ where
                 tracing::warn!(task = %context.lease.task_id(), error = %e, "can't write the task's end");
             }
         }
-        if context.stop.reason().is_some_and(StopReason::is_final) {
+        if context.stop.is_final() {
             return;
         }
         backoff.sleep().await;

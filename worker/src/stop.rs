@@ -77,6 +77,11 @@ impl Stop {
         }
     }
 
+    /// Whether the task is not ours any more.
+    pub fn is_final(&self) -> bool {
+        self.not_ours.is_cancelled()
+    }
+
     /// Why, if it was told to.
     pub fn reason(&self) -> Option<StopReason> {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner)

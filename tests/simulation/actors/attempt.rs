@@ -77,6 +77,9 @@ impl Pulse {
 
 pub(super) async fn run(worker: &Worker, lease: Lease, request: Request, (stop, _entered): (Stop, Entered)) {
     let ctx = &worker.ctx;
+    if stop.is_final() {
+        return;
+    }
     let limits = worker.settings.limits(&request.kind);
     ctx.sim.count(|c| c.attempts += 1);
     // Only while there is trouble: of the newer release there may be one slot in all.
@@ -127,9 +130,7 @@ pub(super) async fn run(worker: &Worker, lease: Lease, request: Request, (stop, 
             Ending::Cancel => finish(TaskState::Canceled).await,
             Ending::Fail => finish(TaskState::Error).await,
         };
-        if matches!(written, Ok(()) | Err(StoreError::Fenced { .. }))
-            || stop.reason().is_some_and(StopReason::is_final)
-        {
+        if matches!(written, Ok(()) | Err(StoreError::Fenced { .. })) || stop.is_final() {
             return;
         }
         ctx.sleep(pause(ctx)).await;
