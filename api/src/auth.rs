@@ -6,11 +6,7 @@
 //! Members of `super-users` may do everything. All others may read, and change their own password; grants by
 //! path, as Pulp 2 had them, are not there yet.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use axum::{
     Extension,
@@ -21,13 +17,18 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose};
 use http::{HeaderMap, HeaderValue, Method, header};
+use moka::future::Cache;
 use pulp_model::Login;
 use pulp_store::users::User;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
-use crate::{ApiError, ApiState, App, PREFIX, Routes, password, replies};
+use crate::{
+    ApiError, ApiState, App, PREFIX, Routes,
+    password::{self, HashError},
+    replies,
+};
 
 pub(crate) fn routes() -> Routes {
     Routes::default().at("/actions/login/", post(login))
@@ -137,21 +138,30 @@ pub(crate) async fn check_password(app: &ApiState, login: &str, password: &str) 
 }
 
 /// Credentials verified lately, so that a client that sends Basic with every request costs one slow hash a minute
-/// and not one a request. The key holds the stored hash too: a changed password is another key at once, on every
-/// API process.
+/// and not one a request, however many requests come at once. The key holds the stored hash too: a changed password is
+/// another key at once, on every API process.
 #[derive(Debug)]
 pub(crate) struct VerifiedCredentials {
-    known: Mutex<HashMap<[u8; 32], Instant>>,
+    known: Cache<[u8; 32], ()>,
     decoy: OnceCell<String>,
+}
+
+/// Why credentials are not among those that were verified.
+enum Unverified {
+    Wrong,
+    Unknown(HashError),
 }
 
 impl VerifiedCredentials {
     const LIFETIME: Duration = Duration::from_mins(1);
-    const CAPACITY: usize = 1024;
+    const CAPACITY: u64 = 1024;
 
     pub(crate) fn new() -> Self {
         Self {
-            known: Mutex::default(),
+            known: Cache::builder()
+                .max_capacity(Self::CAPACITY)
+                .time_to_live(Self::LIFETIME)
+                .build(),
             decoy: OnceCell::new(),
         }
     }
@@ -163,15 +173,22 @@ impl VerifiedCredentials {
             password::verify(password, decoy).await?;
             return Ok(false);
         };
-        let key = Self::key(user, password);
-        if self.knows(&key) {
+        let verify = async {
+            match password::verify(password, &user.password_hash).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Unverified::Wrong),
+                Err(e) => Err(Unverified::Unknown(e)),
+            }
+        };
+        // Those who come with the same meanwhile wait for this answer.
+        let verified = self.known.try_get_with(Self::key(user, password), verify);
+        let Err(why) = verified.await else {
             return Ok(true);
+        };
+        match why.as_ref() {
+            Unverified::Wrong => Ok(false),
+            Unverified::Unknown(e) => Err(e.clone().into()),
         }
-        let fits = password::verify(password, &user.password_hash).await?;
-        if fits {
-            self.remember(key);
-        }
-        Ok(fits)
     }
 
     fn key(user: &User, password: &str) -> [u8; 32] {
@@ -181,23 +198,6 @@ impl VerifiedCredentials {
             hasher.update(part);
         }
         hasher.finalize().into()
-    }
-
-    fn knows(&self, key: &[u8; 32]) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(key)
-            .is_some_and(|since| since.elapsed() < Self::LIFETIME)
-    }
-
-    fn remember(&self, key: [u8; 32]) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= Self::CAPACITY {
-            known.retain(|_, since| since.elapsed() < Self::LIFETIME);
-        }
-        if known.len() < Self::CAPACITY {
-            known.insert(key, Instant::now());
-        }
     }
 }
 
