@@ -74,8 +74,9 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
             }
             _ = patrol.tick() => leader.patrol().await,
             batch = intake.next(broker) => {
-                let ids: Vec<TaskId> = batch.iter().flat_map(|d| d.message().task_ids()).copied().collect();
-                let done = leader.take_in(&ids).await;
+                let changed: Vec<TaskId> = batch.iter().flat_map(|d| d.message().task_ids()).copied().collect();
+                let ended: Vec<TaskId> = batch.iter().flat_map(|d| d.message().terminal()).copied().collect();
+                let done = leader.take_in(&changed, &ended).await;
                 // Only now: whatever is not committed comes again.
                 if done.is_ok() && let Err(e) = ack_all(&batch).await {
                     tracing::debug!(error = %e, "messages will come again");
@@ -173,11 +174,25 @@ impl<'a, L: Ledger> Leader<'a, L> {
         }
     }
 
-    /// Tasks that were submitted or ended, in any order and any number of times.
-    pub async fn take_in(&mut self, ids: &[TaskId]) -> Result<(), StoreError> {
-        let ids: Vec<TaskId> = ids.iter().copied().collect::<HashSet<_>>().into_iter().collect();
-        self.look_at(&ids).await?;
+    /// Tasks that were submitted or ended, in any order and any number of times. Those of them that are certain to have
+    /// `ended` need no look at their rows: a terminal state is never left.
+    pub async fn take_in(&mut self, changed: &[TaskId], ended: &[TaskId]) -> Result<(), StoreError> {
+        let mut ids: HashSet<TaskId> = changed.iter().copied().collect();
+        for id in ended {
+            ids.remove(id);
+            self.has_ended(*id);
+        }
+        self.look_at(&ids.into_iter().collect::<Vec<_>>()).await?;
         self.grant().await
+    }
+
+    fn has_ended(&mut self, id: TaskId) {
+        if let Some(class) = self.table.class_of_holder(id) {
+            self.pace.ended(class);
+        }
+        self.table.forget(id);
+        self.waiting.remove(&id);
+        self.held_back.remove(&id);
     }
 
     /// Brings the table up to date about some tasks; the rows decide.
@@ -188,12 +203,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
         let live = self.ledger.live_among(ids).await?;
         let alive: HashSet<TaskId> = live.iter().map(|t| t.id).collect();
         for id in ids.iter().filter(|id| !alive.contains(id)) {
-            if let Some(class) = self.table.class_of_holder(*id) {
-                self.pace.ended(class);
-            }
-            self.table.forget(*id);
-            self.waiting.remove(id);
-            self.held_back.remove(id);
+            self.has_ended(*id);
         }
         self.know_with_those_before(live).await
     }

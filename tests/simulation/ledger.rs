@@ -68,6 +68,7 @@ impl Ledger {
             queue,
             task,
             attempt,
+            terminal: self.tasks.get(&task).is_some_and(|row| row.state.is_terminal()),
         };
         self.changes.push(Change::Owes(message));
         if self.mutation != Mutation::NoOutbox {
@@ -459,7 +460,6 @@ impl Ledger {
             row.steps_aside = false;
             self.wait_again(lease.task);
             self.tell(Queue::Intake, lease.task, Attempt(0));
-            self.tell(Queue::Intake, lease.task, Attempt(0));
             return Claimed::Unreadable;
         }
         row.state = TaskState::Running;
@@ -538,7 +538,6 @@ impl Ledger {
             self.tell(Queue::Intake, lease.task, Attempt(0));
         } else {
             self.wait_again(lease.task);
-            self.tell(Queue::Intake, lease.task, Attempt(0));
             self.tell(Queue::Intake, lease.task, Attempt(0));
         }
         Ok(())

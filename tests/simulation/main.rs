@@ -23,7 +23,7 @@ use sim::Counts;
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 3_000;
 /// Within so many seeds every mutation must have been found.
-const MUTATION_SEEDS: u64 = 2_000;
+const MUTATION_SEEDS: u64 = 20_000;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

@@ -46,6 +46,8 @@ pub(crate) struct Message {
     pub(crate) queue: Queue,
     pub(crate) task: TaskId,
     pub(crate) attempt: Attempt,
+    /// Whether it says that the task is in a terminal state.
+    pub(crate) terminal: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -74,15 +74,22 @@ pub enum Message {
         /// Which.
         task_id: TaskId,
     },
-    /// A task reached a terminal state, or asks to be looked at again: its resources may be free.
+    /// A task holds its resources no more.
     Ended {
         /// Which.
         task_id: TaskId,
+        /// Whether it is certain that its state is a terminal one, which no row can tell otherwise any more. A sender that
+        /// leaves it out may mean a task that waits again.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        terminal: bool,
     },
-    /// Several of these at once, sent together because they came together: look at the rows.
+    /// Several of these at once, sent together because they came together.
     Changed {
         /// Which.
         task_ids: Vec<TaskId>,
+        /// Those of them that are certain to be in a terminal state.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        terminal: Vec<TaskId>,
     },
     /// A task holds its resources: whoever claims this attempt first may run it.
     Grant {
@@ -109,10 +116,22 @@ impl Message {
     /// The tasks it speaks of.
     pub fn task_ids(&self) -> &[TaskId] {
         match self {
-            Self::Submitted { task_id } | Self::Ended { task_id } | Self::Grant { task_id, .. } => {
+            Self::Submitted { task_id } | Self::Ended { task_id, .. } | Self::Grant { task_id, .. } => {
                 std::slice::from_ref(task_id)
             }
-            Self::Changed { task_ids } => task_ids,
+            Self::Changed { task_ids, .. } => task_ids,
+        }
+    }
+
+    /// Those of them that are in a terminal state: to know that, nobody has to look at their rows.
+    pub fn terminal(&self) -> &[TaskId] {
+        match self {
+            Self::Ended {
+                task_id,
+                terminal: true,
+            } => std::slice::from_ref(task_id),
+            Self::Changed { terminal, .. } => terminal,
+            Self::Submitted { .. } | Self::Ended { .. } | Self::Grant { .. } => &[],
         }
     }
 
@@ -266,8 +285,32 @@ mod tests {
                 format!(r#"{{"v":1,"type":"submitted","task_id":"{ID}"}}"#),
             ),
             (
-                Message::Ended { task_id: id() },
+                Message::Ended {
+                    task_id: id(),
+                    terminal: false,
+                },
                 format!(r#"{{"v":1,"type":"ended","task_id":"{ID}"}}"#),
+            ),
+            (
+                Message::Ended {
+                    task_id: id(),
+                    terminal: true,
+                },
+                format!(r#"{{"v":1,"type":"ended","task_id":"{ID}","terminal":true}}"#),
+            ),
+            (
+                Message::Changed {
+                    task_ids: vec![id()],
+                    terminal: Vec::new(),
+                },
+                format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"]}}"#),
+            ),
+            (
+                Message::Changed {
+                    task_ids: vec![id()],
+                    terminal: vec![id()],
+                },
+                format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"],"terminal":["{ID}"]}}"#),
             ),
             (
                 Message::Grant {
@@ -303,7 +346,10 @@ mod tests {
         let body = format!(r#"{{"hint":[1],"type":"ended","task_id":"{ID}","v":1,"later":{{}}}}"#);
         assert_eq!(
             Message::from_json(body.as_bytes()).unwrap(),
-            Message::Ended { task_id: id() }
+            Message::Ended {
+                task_id: id(),
+                terminal: false
+            }
         );
     }
 
@@ -343,6 +389,10 @@ mod tests {
             epoch: Epoch(1),
         };
         assert_eq!(grant.queue(), Queue::Class(TaskClass::Sync));
-        assert_eq!(Message::Ended { task_id: id() }.queue(), Queue::Intake);
+        let ended = Message::Ended {
+            task_id: id(),
+            terminal: true,
+        };
+        assert_eq!(ended.queue(), Queue::Intake);
     }
 }

@@ -276,10 +276,11 @@ fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
         };
         let is_news = message.queue() == Queue::Intake && !pulp_trace::is_exporting();
         if is_news && let Some(gathered) = news.and_then(|at| parcels.get_mut(at)) {
-            let mut task_ids = gathered.message.message.task_ids().to_vec();
-            task_ids.extend(message.task_ids());
+            let before = &gathered.message.message;
+            let task_ids = [before.task_ids(), message.task_ids()].concat();
             if task_ids.len() <= NEWS {
-                gathered.message.message = Message::Changed { task_ids };
+                let terminal = [before.terminal(), message.terminal()].concat();
+                gathered.message.message = Message::Changed { task_ids, terminal };
                 gathered.message.trace = None;
                 gathered.rows.push(row.id.clone());
                 continue;

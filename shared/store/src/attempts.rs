@@ -400,9 +400,7 @@ impl Store {
                 .execute(fenced.on())
                 .await?;
         }
-        fenced
-            .tell(now, &[Message::ended(id), Message::submitted(id)])
-            .await?;
+        fenced.tell(now, &[Message::submitted(id)]).await?;
         fenced.tx.commit().await
     }
 }
@@ -454,8 +452,7 @@ impl Tx {
             .bind(now.plus_micros(pause).micros())
             .execute(self.on())
             .await?;
-        self.tell(now, &[Message::ended(id), Message::submitted(id)])
-            .await
+        self.tell(now, &[Message::submitted(id)]).await
     }
 
     /// Ends an attempt without ending the task: it waits again at its old place, with what befell it on record.

@@ -170,8 +170,10 @@ async fn lead(ctx: &Ctx, settings: &Settings, epoch: Epoch) {
                 done
             }
             batch = next_batch(ctx, &mut intake) => {
-                let ids: Vec<TaskId> = batch.iter().map(|d| d.message.task).collect();
-                let done = leader.take_in(&ids).await;
+                let changed: Vec<TaskId> = batch.iter().map(|d| d.message.task).collect();
+                let ended = batch.iter().map(|d| d.message).filter(|m| m.terminal);
+                let ended: Vec<TaskId> = ended.map(|m| m.task).collect();
+                let done = leader.take_in(&changed, &ended).await;
                 if done.is_ok() {
                     for delivery in batch {
                         ctx.ack(delivery);

@@ -63,6 +63,7 @@ async fn an_unroutable_message_is_not_confirmed_and_its_queue_is_made_again() {
     let to_intake = Outgoing::new(
         Message::Ended {
             task_id: TaskId::new(),
+            terminal: true,
         },
         "there",
     );
