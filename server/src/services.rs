@@ -27,7 +27,10 @@ pub(crate) struct Services {
 impl Services {
     /// Opens everything. Neither the database nor the broker need be up yet.
     pub(crate) async fn open(config: Config, name: &str) -> anyhow::Result<Self> {
-        let database = open_database(&config).await?;
+        let mut database = open_database(&config).await?;
+        if config.broker.url.scheme() == "memory" {
+            database.store = database.store.with_messages_in_memory();
+        }
         let options = ConnectOptions {
             name: format!("pulp {name}"),
             ..ConnectOptions::default()

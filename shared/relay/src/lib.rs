@@ -61,7 +61,11 @@ struct Relay {
 }
 
 /// What became of a batch.
-type Published = (Vec<Parcel>, Result<Vec<bool>, BrokerError>);
+struct Published {
+    rows: Vec<OutboxRow>,
+    parcels: Vec<Parcel>,
+    confirmed: Result<Vec<bool>, BrokerError>,
+}
 
 impl Relay {
     /// Until `stop` fires, or something fails.
@@ -90,7 +94,7 @@ impl Relay {
                 let rows = self.store.outbox_fresh(self.batch);
                 more = rows.len() as u32 == self.batch;
                 if !rows.is_empty() {
-                    under_way.push(self.publish(&rows)?);
+                    under_way.push(self.publish(rows)?);
                 }
             }
             let forget_at = self.forget_at;
@@ -106,22 +110,43 @@ impl Relay {
     }
 
     /// Sends these, by a future that needs nothing of this one.
-    fn publish(&mut self, rows: &[OutboxRow]) -> Result<BoxFuture<'static, Published>, Fault> {
+    fn publish(&mut self, rows: Vec<OutboxRow>) -> Result<BoxFuture<'static, Published>, Fault> {
         if !self.broker.is_connected() {
+            self.store.outbox_unsent(rows);
             return Err(Fault::NotConnected);
         }
-        let (parcels, nothing) = parcels(rows);
+        let (parcels, nothing) = parcels(&rows);
         self.is_sent(nothing);
         let broker = Arc::clone(&self.broker);
         Ok(async move {
             let confirmed = publish(broker.as_ref(), &parcels).await;
-            (parcels, confirmed)
+            Published {
+                rows,
+                parcels,
+                confirmed,
+            }
         }
         .boxed())
     }
 
-    fn published(&mut self, (parcels, confirmed): Published) -> Result<(), Fault> {
-        let (settled, unconfirmed) = settled(parcels, confirmed.map_err(Fault::Broker)?);
+    fn published(&mut self, published: Published) -> Result<(), Fault> {
+        let Published {
+            rows,
+            parcels,
+            confirmed,
+        } = published;
+        let confirmed = match confirmed {
+            Ok(confirmed) => confirmed,
+            Err(e) => {
+                self.store.outbox_unsent(rows);
+                return Err(Fault::Broker(e));
+            }
+        };
+        let (settled, unconfirmed) = settled(parcels, confirmed);
+        if unconfirmed > 0 {
+            let unsent = rows.into_iter().filter(|row| !settled.contains(&row.id));
+            self.store.outbox_unsent(unsent.collect());
+        }
         self.is_sent(settled);
         if unconfirmed > 0 {
             return Err(Fault::Unconfirmed(unconfirmed));
@@ -150,7 +175,16 @@ impl Relay {
     async fn send_all(&mut self) -> Result<(), Fault> {
         // What was sent already is not sent again, and what is in the rows not by hand.
         self.forget().await?;
-        while !self.store.outbox_fresh(u32::MAX).is_empty() {}
+        loop {
+            let fresh = self.store.outbox_fresh(self.batch);
+            if fresh.is_empty() {
+                break;
+            }
+            if !self.store.has_outbox() {
+                let published = self.publish(fresh)?.await;
+                self.published(published)?;
+            }
+        }
         self.send_left(Duration::ZERO).await
     }
 
@@ -390,6 +424,32 @@ mod tests {
         stop.cancel();
         relay.await.unwrap();
         assert_eq!(bed.store.outbox_depth().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn messages_without_rows_are_sent_also_when_whoever_committed_them_went_away() {
+        let bed = bed().await;
+        let store = bed.store.clone().with_messages_in_memory();
+        let mut consumer = bed.broker.consume(Queue::Intake, 10).await.unwrap();
+        let mut sent = Vec::new();
+        for _ in 0..5 {
+            sent.push(commit_a_task(&store).await);
+        }
+        let mut tx = store.begin().await.unwrap();
+        let kind = TaskKind::DeleteRepository {
+            repo_id: "r".parse().unwrap(),
+        };
+        sent.push(tx.enqueue(&kind).await.unwrap());
+        let mut given_up = Box::pin(tx.commit());
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        assert_eq!(bed.store.outbox_depth().await.unwrap(), 0);
+
+        let stop = CancellationToken::new();
+        let relay = tokio::spawn(run(store, Arc::clone(&bed.broker), 2, stop.clone()));
+        told_of(&mut consumer, &sent).await;
+        stop.cancel();
+        relay.await.unwrap();
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use crate::{
     pool::{LONGEST_QUEUE, Lease, Pool},
     tasks::Request,
     together::Together,
+    wal::Wal,
 };
 
 /// Which database this is.
@@ -50,7 +51,11 @@ pub struct Store {
     pub(crate) engine: Engine,
     /// SQLite's writers queue here, in order, rather than poll for the file's lock.
     writer: Arc<Mutex<()>>,
+    /// None for PostgreSQL, which waits for its disk by itself.
+    pub(crate) wal: Option<Wal>,
     pub(crate) fresh: Arc<Fresh>,
+    /// Whether messages have rows until they are sent.
+    pub(crate) has_outbox: bool,
     pub(crate) requests: Together<Request, Result<TaskId, StoreError>>,
     pub(crate) lookups: Lookups,
     pub(crate) ends: Together<PlainEnd, Result<(), StoreError>>,
@@ -104,16 +109,33 @@ impl Store {
             prepare(&mut first, engine).await?;
             first.close().await?;
         }
+        let wal = match engine {
+            Engine::Sqlite => Some(Wal::of(&full_url)?),
+            Engine::Postgres => None,
+        };
         let pool = Pool::new(options.connect_lazy(&full_url)?, Patience::with(engine));
         Ok(Self {
             pool,
             engine,
             writer: Arc::default(),
+            wal,
             fresh: Arc::default(),
+            has_outbox: true,
             requests: Together::default(),
             lookups: Lookups::default(),
             ends: Together::default(),
         })
+    }
+
+    /// The same for a process that is alone with its SQLite database, and whose broker lives in its memory: messages have no rows,
+    /// for they could only outlive the process together with whom they are for. Whoever comes after it reads all
+    /// tasks anew. Nothing else is without rows, and PostgreSQL is for many processes.
+    #[must_use]
+    pub fn with_messages_in_memory(self) -> Self {
+        Self {
+            has_outbox: self.engine != Engine::Sqlite,
+            ..self
+        }
     }
 
     /// Which database this is.
@@ -123,17 +145,16 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        let sqlite = "PRAGMA synchronous = FULL; BEGIN IMMEDIATE";
-        self.begin_by("BEGIN", sqlite).await
+        let mut tx = self.begin_by("BEGIN").await?;
+        tx.wal.clone_from(&self.wal);
+        Ok(tx)
     }
 
     /// Begins a transaction whose commit need not outlive a crash (of PostgreSQL; of the machine, with SQLite): what it says
     /// is decided, or sent, again. A crash takes the last commits in their order, so whatever was built upon this one
     /// is gone with it.
     pub(crate) async fn begin_repeatable(&self) -> Result<Tx, StoreError> {
-        let sqlite = "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE";
-        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off", sqlite)
-            .await
+        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
     }
 
     /// Begins a transaction that only reads, and in which all statements see the same instant.
@@ -145,9 +166,9 @@ impl Store {
         Ok(self.tx(self.pool.begin_with(begin, None).await?))
     }
 
-    async fn begin_by(&self, postgres: &'static str, sqlite: &'static str) -> Result<Tx, StoreError> {
+    async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
         let (statement, turn) = match self.engine {
-            Engine::Sqlite => (sqlite, Some(self.writer_turn().await)),
+            Engine::Sqlite => ("BEGIN IMMEDIATE", Some(self.writer_turn().await)),
             Engine::Postgres => (postgres, None),
         };
         Ok(self.tx(self.pool.begin_with(statement, turn).await?))
@@ -159,6 +180,8 @@ impl Store {
             engine: self.engine,
             told: Vec::new(),
             fresh: Arc::clone(&self.fresh),
+            has_outbox: self.has_outbox,
+            wal: None,
         }
     }
 
@@ -190,17 +213,52 @@ impl Store {
 pub struct Tx {
     lease: Lease,
     pub(crate) engine: Engine,
-    /// Messages that it leaves in the outbox.
+    /// Messages that it leaves in the outbox, or that its commit alone hands over.
     pub(crate) told: Vec<OutboxRow>,
     fresh: Arc<Fresh>,
+    pub(crate) has_outbox: bool,
+    /// What its commit waits for, if it must outlive a crash of the machine and SQLite doesn't see to that.
+    wal: Option<Wal>,
 }
 
 impl Tx {
     /// Makes it all so, and hands its messages to the relay.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.lease.commit().await?;
-        self.fresh.committed(self.told);
-        Ok(())
+        let Self {
+            lease,
+            engine,
+            told,
+            fresh,
+            has_outbox,
+            wal,
+        } = self;
+        let hand_over = move || {
+            if has_outbox {
+                fresh.committed(told);
+            } else {
+                fresh.committed_without_rows(told);
+            }
+        };
+        match engine {
+            Engine::Postgres => {
+                lease.commit().await?;
+                hand_over();
+            }
+            Engine::Sqlite => {
+                // Brought to its end also when nobody waits for it any more: without rows its messages are nowhere else.
+                let commit = async move {
+                    lease.commit().await?;
+                    hand_over();
+                    Ok::<(), StoreError>(())
+                };
+                let ended = tokio::spawn(commit).await;
+                ended.map_err(|e| StoreError::NotTogether(e.to_string()))??;
+            }
+        }
+        match wal {
+            Some(wal) => wal.sync().await,
+            None => Ok(()),
+        }
     }
 
     /// The connection, for the statements of this crate.
@@ -355,8 +413,11 @@ pub(crate) fn keys(engine: Engine, fields: &[(&str, &str)]) -> String {
 
 /// Tasks as [`records`] of a field `id`.
 pub(crate) fn ids_of(tasks: &[TaskId]) -> String {
-    let rows = tasks.iter().map(|id| serde_json::json!({ "id": id })).collect();
-    serde_json::Value::Array(rows).to_string()
+    #[derive(serde::Serialize)]
+    struct Row<'a> {
+        id: &'a TaskId,
+    }
+    crate::row::to_json(&tasks.iter().map(|id| Row { id }).collect::<Vec<_>>())
 }
 
 /// A statement whose text differs with the number of its rows. Those of one row, which is what a quiet system asks for
@@ -386,7 +447,10 @@ async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Resul
 async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), sqlx::Error> {
     let settings = match engine {
         Engine::Sqlite => {
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;"
+            // What must be on the disk after a commit is put there by `Wal`. A page that changes often is written to the database once
+            // for so many that the log has, 32 MiB of them.
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8000; \
+             PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;"
         }
         Engine::Postgres => {
             // Compiling a plan (`jit`) takes longer than running any of ours, all the more as it is done for each run.

@@ -11,6 +11,10 @@ pub enum StoreError {
     /// The same, told to a call that was made together with others.
     #[error("the database is not available, as another call found: {0}")]
     NotTogether(String),
+    /// What was committed may not outlive a crash of the machine: the disk refused it. Until the server is started anew
+    /// nothing else is taken to be safe either.
+    #[error("what was committed may not be on the disk: {0}")]
+    NotOnDisk(String),
     /// A row with this key exists already.
     #[error("{0} exists already")]
     Duplicate(String),
@@ -102,7 +106,10 @@ fn is_passing(code: &str) -> bool {
 impl StoreError {
     /// Whether the same call may succeed later.
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::NotTogether(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::NotTogether(_) | Self::NotOnDisk(_)
+        )
     }
 
     /// What a call is told that failed together with this one.

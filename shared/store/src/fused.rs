@@ -40,7 +40,7 @@ impl Store {
             .map(|grant| (grant.id, (granted(grant, Attempt(0), epoch).row(), grant)))
             .collect();
         let rows = grants.iter().filter_map(|grant| messages.get(&grant.id)).map(|(message, grant)| {
-            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body, "claims": Value::Array(reservations_of(grant)).to_string()})
+            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body, "claims": row::to_json(&reservations_of(grant))})
         });
         // The lease is locked before a row of it is joined with, and what is joined with is what it is then.
         let sql = format!(

@@ -10,6 +10,7 @@ use pulp_model::{
     task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
+use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 
@@ -375,7 +376,9 @@ impl Tx {
             records(self.engine, &fields)
         );
         sqlx::query(assembled(sql))
-            .bind(Value::Array(granted.iter().flat_map(reservations_of).collect()).to_string())
+            .bind(row::to_json(
+                &granted.iter().flat_map(reservations_of).collect::<Vec<_>>(),
+            ))
             .bind(now.micros())
             .execute(self.on())
             .await?;
@@ -425,14 +428,23 @@ impl Granted {
 }
 
 /// What a task takes, as [`records`] of id, resource, place and exclusive.
-pub(crate) fn reservations_of(grant: &Grant) -> Vec<Value> {
-    let of = |claim: &Claim| {
-        json!({
-            "id": grant.id, "resource": claim.resource, "place": place(grant.id),
-            "exclusive": i64::from(claim.mode == LockMode::Exclusive),
-        })
+pub(crate) fn reservations_of<'a>(grant: &'a Grant) -> Vec<ReservationRow<'a>> {
+    let of = |claim: &'a Claim| ReservationRow {
+        id: grant.id,
+        resource: &claim.resource,
+        place: place(grant.id),
+        exclusive: (claim.mode == LockMode::Exclusive).into(),
     };
     grant.claims.iter().map(of).collect()
+}
+
+/// A reservation that is made, as a row of parameters.
+#[derive(Serialize)]
+pub(crate) struct ReservationRow<'a> {
+    id: TaskId,
+    resource: &'a ResourceKey,
+    place: i64,
+    exclusive: i64,
 }
 
 /// A span for each grant, from the task's creation: it waited for its resources all that time, and for its turn.

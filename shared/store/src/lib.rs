@@ -13,6 +13,7 @@ mod patience;
 mod pool;
 mod row;
 mod together;
+mod wal;
 
 pub mod attempts;
 pub mod cancel;

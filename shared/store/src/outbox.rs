@@ -80,6 +80,15 @@ impl Fresh {
         self.bell.notify_one();
     }
 
+    /// The same of one whose messages have no rows: all are kept.
+    pub(crate) fn committed_without_rows(&self, rows: Vec<OutboxRow>) {
+        if rows.is_empty() {
+            return;
+        }
+        self.lock().extend(rows);
+        self.bell.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<OutboxRow>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,6 +107,22 @@ impl Store {
         let mut fresh = self.fresh.lock();
         let many = fresh.len().min(limit as usize);
         fresh.drain(..many).collect()
+    }
+
+    /// Whether messages have rows until they are sent; see [`Store::with_messages_in_memory`].
+    pub const fn has_outbox(&self) -> bool {
+        self.has_outbox
+    }
+
+    /// These were given by [`Store::outbox_fresh`] and not sent. Those that have rows are found by them; the others are given
+    /// again, before all that came since.
+    pub fn outbox_unsent(&self, rows: Vec<OutboxRow>) {
+        if !self.has_outbox {
+            let mut fresh = self.fresh.lock();
+            for row in rows.into_iter().rev() {
+                fresh.push_front(row);
+            }
+        }
     }
 
     /// These were found by their rows; [`Store::outbox_fresh`] need not give them.
@@ -154,7 +179,7 @@ impl Store {
 
     /// Deletes messages that the broker confirmed.
     pub async fn forget_sent(&self, confirmed: &[String]) -> Result<(), StoreError> {
-        if confirmed.is_empty() {
+        if confirmed.is_empty() || !self.has_outbox {
             return Ok(());
         }
         let mut tx = self.begin_repeatable().await?;
@@ -190,6 +215,10 @@ impl Tx {
     /// Leaves messages for the relay, in their order; committing rings it.
     pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
         if messages.is_empty() {
+            return Ok(());
+        }
+        if !self.has_outbox {
+            self.told.extend(messages.iter().map(Message::row));
             return Ok(());
         }
         let rows = self.leave(messages);
@@ -259,11 +288,11 @@ impl Message {
         }
     }
 
-    /// To the resource manager: a task holds its resources no more.
+    /// To the resource manager: a task is in a terminal state.
     pub(crate) fn ended(id: TaskId) -> Self {
         Self {
             queue: INTAKE,
-            body: json!({"v": 1, "type": "ended", "task_id": id}),
+            body: json!({"v": 1, "type": "ended", "task_id": id, "terminal": true}),
             trace: None,
         }
     }
@@ -305,5 +334,8 @@ mod tests {
             fresh.committed(rows.collect());
         }
         assert_eq!(fresh.lock().len(), FRESH_AT_MOST);
+        // Those that have no rows have no other place.
+        fresh.committed_without_rows(vec![Message::ended(TaskId::new()).row()]);
+        assert_eq!(fresh.lock().len(), FRESH_AT_MOST + 1);
     }
 }

@@ -420,37 +420,6 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(20), next).await.unwrap();
     }
 
-    /// What SQLite does at a commit: 2 waits for the disk, 1 does not.
-    async fn synchronous(tx: &mut crate::Tx) -> i64 {
-        let sql = "SELECT CAST(synchronous AS INTEGER) AS n FROM pragma_synchronous";
-        sqlx::query(sql).fetch_one(tx.on()).await.unwrap().get("n")
-    }
-
-    #[tokio::test]
-    async fn what_must_outlive_a_crash_waits_for_the_disk_whatever_its_connection_did_before() {
-        let (_folder, [store, _]) = both("synchronous", 2).await;
-        for way in 0..25 {
-            let mut tx = store.begin_repeatable().await.unwrap();
-            assert_eq!(synchronous(&mut tx).await, 1);
-            match way % 5 {
-                0 => tx.commit().await.unwrap(),
-                1 => drop(tx),
-                2 => {
-                    tx.on().execute("SELECT * FROM no_such_table").await.unwrap_err();
-                    drop(tx);
-                }
-                3 => give_up(&store, tx.commit()).await,
-                _ => {
-                    tx.commit().await.unwrap();
-                    give_up(&store, store.begin_repeatable()).await;
-                }
-            }
-            let mut durable = store.begin().await.unwrap();
-            assert_eq!(synchronous(&mut durable).await, 2, "after way {}", way % 5);
-            durable.commit().await.unwrap();
-        }
-    }
-
     #[tokio::test]
     async fn calls_one_after_the_other_share_a_connection_and_many_at_once_as_many_as_there_may_be() {
         let (_folder, [_, store]) = both("shared_connections", 3).await;

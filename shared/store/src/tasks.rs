@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashSet};
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
-    task::{Coalescing, LockMode, Owner, TaskKind, TaskState},
+    task::{Coalescing, LockMode, Owner, ResourceKey, TaskKind, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
@@ -255,6 +256,39 @@ impl Store {
     }
 }
 
+/// A task that is made, as a row of parameters.
+#[derive(Serialize)]
+struct TaskRow<'a> {
+    id: TaskId,
+    kind: String,
+    name: &'a str,
+    r#type: &'a str,
+    version: i64,
+    owner: &'a str,
+    class: &'a str,
+    tags: String,
+    grp: Option<&'a str>,
+    parent: Option<TaskId>,
+    restartable: i64,
+    traceparent: String,
+    tracestate: Option<String>,
+}
+
+/// One of its tags.
+#[derive(Serialize)]
+struct TagRow {
+    id: TaskId,
+    tag: String,
+}
+
+/// What it needs.
+#[derive(Serialize)]
+struct ClaimRow {
+    id: TaskId,
+    resource: ResourceKey,
+    exclusive: i64,
+}
+
 impl Tx {
     /// Makes a task that nobody in particular asked for; see [`Tx::submit`].
     pub async fn enqueue(&mut self, kind: &TaskKind) -> Result<TaskId, StoreError> {
@@ -360,22 +394,28 @@ impl Tx {
             span.set("task.kind", kind.name());
             let trace = span.place();
             let of = kind.tags();
-            rows.push(json!({
-                "id": birth.id, "kind": row::to_json(kind), "name": kind.name(), "type": kind.task_type(),
-                "version": kind.schema_version(), "owner": birth.owner, "class": kind.class().as_str(),
-                "tags": row::to_json(&of), "grp": birth.group_id, "parent": birth.parent,
-                "restartable": i64::from(kind.is_restartable()),
-                "traceparent": trace.traceparent(), "tracestate": trace.tracestate(),
+            rows.push(TaskRow {
+                id: birth.id,
+                kind: row::to_json(kind),
+                name: kind.name(),
+                r#type: kind.task_type(),
+                version: kind.schema_version(),
+                owner: birth.owner,
+                class: kind.class().as_str(),
+                tags: row::to_json(&of),
+                grp: birth.group_id,
+                parent: birth.parent,
+                restartable: kind.is_restartable().into(),
+                traceparent: trace.traceparent(),
+                tracestate: trace.tracestate(),
+            });
+            let distinct: BTreeSet<String> = of.into_iter().collect();
+            tags.extend(distinct.into_iter().map(|tag| TagRow { id: birth.id, tag }));
+            claims.extend(kind.claims().into_iter().map(|claim| ClaimRow {
+                id: birth.id,
+                exclusive: (claim.mode == LockMode::Exclusive).into(),
+                resource: claim.resource,
             }));
-            for tag in of.into_iter().collect::<BTreeSet<_>>() {
-                tags.push(json!({"id": birth.id, "tag": tag}));
-            }
-            for claim in kind.claims() {
-                claims.push(json!({
-                    "id": birth.id, "resource": claim.resource,
-                    "exclusive": i64::from(claim.mode == LockMode::Exclusive),
-                }));
-            }
             messages.push(Message::submitted(birth.id).within(Some(trace)));
         }
         let fields = [
@@ -416,7 +456,7 @@ impl Tx {
                 records_of(engine, parameter, &fields)
             )
         };
-        let [rows, tags, claims] = [rows, tags, claims].map(|list| Value::Array(list).to_string());
+        let (rows, tags, claims) = (row::to_json(&rows), row::to_json(&tags), row::to_json(&claims));
         match engine {
             // One statement for all four: each is a round trip.
             Engine::Postgres => {

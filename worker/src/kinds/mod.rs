@@ -76,17 +76,17 @@ impl Context {
     }
 }
 
-/// Runs a kind to its committed end.
+/// Runs a kind to its committed end. The long ones are boxed, lest every run is as large as the largest.
 pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskError> {
     match kind {
         TaskKind::ImportUpload { unit_type_id, .. } if unit_type_id == "docker_tag" => {
             tag::run(context, kind).await
         }
-        TaskKind::ImportUpload { .. } => import::run(context, kind).await,
+        TaskKind::ImportUpload { .. } => Box::pin(import::run(context, kind)).await,
         TaskKind::Sync {
             repo_id,
             override_config,
-        } => sync::run(context, repo_id, override_config).await,
+        } => Box::pin(sync::run(context, repo_id, override_config)).await,
         TaskKind::ImportExport {
             repo_id,
             path,
@@ -99,13 +99,13 @@ pub(crate) async fn run(context: &Context, kind: &TaskKind) -> Result<(), TaskEr
                 create: *create,
                 remove_missing: *remove_missing,
             };
-            import_export::run(context, &request).await
+            Box::pin(import_export::run(context, &request)).await
         }
         TaskKind::Publish {
             repo_id,
             distributor_id,
             override_config,
-        } => publish::run(context, repo_id, distributor_id, override_config).await,
+        } => Box::pin(publish::run(context, repo_id, distributor_id, override_config)).await,
         TaskKind::DeleteRepository { repo_id } => delete::repository(context, repo_id).await,
         TaskKind::DeleteDistributor {
             repo_id,
