@@ -79,6 +79,10 @@ impl Ledger {
     // --- the clients' side
 
     pub(crate) fn enqueue(&mut self, now: Timestamp, request: Request) -> TaskId {
+        self.enqueue_below(now, request, None)
+    }
+
+    fn enqueue_below(&mut self, now: Timestamp, request: Request, parent: Option<TaskId>) -> TaskId {
         let number = self.number();
         let text = format!("{:08x}-0000-7000-8000-{number:012x}", now.micros() & 0xffff_ffff);
         let id: TaskId = text.parse().unwrap();
@@ -89,6 +93,7 @@ impl Ledger {
                 attempt: Attempt(0),
                 lost: 0,
                 request,
+                parent,
                 created: now,
                 not_before: None,
                 steps_aside: false,
@@ -119,6 +124,21 @@ impl Ledger {
             }
             _ => {}
         }
+    }
+
+    /// Cancels a task and all that it made, and that these made in turn.
+    pub(crate) fn cancel_tree(&mut self, now: Timestamp, root: TaskId) {
+        self.changes.push(Change::TreeCanceled(root));
+        let mut left = vec![root];
+        while let Some(id) = left.pop() {
+            self.cancel_task(now, id);
+            left.extend(self.children(id));
+        }
+    }
+
+    fn children(&self, parent: TaskId) -> Vec<TaskId> {
+        let made = self.tasks.iter().filter(|(_, row)| row.parent == Some(parent));
+        made.map(|(id, _)| *id).collect()
     }
 
     // --- leadership
@@ -512,7 +532,7 @@ impl Ledger {
         let owner = self.tasks.get(&lease.task).map(|row| row.request.owner.clone());
         let spawned = spawn.zip(owner).map(|(request, owner)| {
             let request = Request { owner, ..request };
-            self.enqueue(now, request)
+            self.enqueue_below(now, request, Some(lease.task))
         });
         if let Some(row) = self.tasks.get_mut(&lease.task) {
             row.state = state;
@@ -524,6 +544,12 @@ impl Ledger {
             state,
         });
         self.tell(Queue::Intake, lease.task, Attempt(0));
+        let asked = self.tasks.get(&lease.task).and_then(|row| row.cancel_requested);
+        if spawned.is_some() && asked.is_some() && self.mutation != Mutation::NoWithdrawal {
+            for child in self.children(lease.task) {
+                self.cancel_task(now, child);
+            }
+        }
         Ok(spawned)
     }
 

@@ -163,6 +163,11 @@ fn the_end_of_runs_that_go_on_for_too_long_is_missed() {
 }
 
 #[test]
+fn the_withdrawal_of_what_a_canceled_task_made_is_missed() {
+    is_missed(Mutation::NoWithdrawal);
+}
+
+#[test]
 fn the_wait_for_those_who_came_first_is_missed() {
     is_missed(Mutation::Overtaking);
 }

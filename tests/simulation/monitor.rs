@@ -48,6 +48,8 @@ pub(crate) struct Monitor {
     tasks: BTreeMap<TaskId, Seen>,
     owed: BTreeMap<u64, Message>,
     leads: Option<Epoch>,
+    /// Those whose cancel was asked for together with all that they made.
+    canceled_trees: BTreeSet<TaskId>,
     runs: BTreeMap<(Pid, TaskId, Attempt), Vec<Claim>>,
 }
 
@@ -94,12 +96,16 @@ impl Monitor {
                     };
                     self.tasks.insert(task, seen);
                 }
+                Change::TreeCanceled(root) => {
+                    self.canceled_trees.insert(root);
+                }
                 Change::Granted {
                     task,
                     attempt,
                     epoch,
                     early,
                 } => {
+                    self.is_of_no_canceled_tree(ledger, task);
                     self.require(!early, || format!("{task} was granted before its instant"));
                     self.granted(ledger, task, attempt, epoch);
                 }
@@ -165,6 +171,15 @@ impl Monitor {
                     format!("{task} was granted while {other} holds what it needs alone")
                 });
             }
+        }
+    }
+
+    /// Nothing of a tree is granted any more once its cancel was asked for, whenever it was made.
+    fn is_of_no_canceled_tree(&mut self, ledger: &Ledger, task: TaskId) {
+        let line = std::iter::successors(Some(task), |id| ledger.row(*id)?.parent);
+        let canceled = line.into_iter().find(|id| self.canceled_trees.contains(id));
+        if let Some(root) = canceled {
+            self.violated(|| format!("{task} was granted after the cancel of {root} and all that it made"));
         }
     }
 

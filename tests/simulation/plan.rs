@@ -199,8 +199,13 @@ fn load(sim: &Rc<Sim>, cast: &Rc<Cast>) {
                     if me.sim.chance(0.15) {
                         me.sleep(Duration::from_micros(me.sim.skewed(MILLI, 30 * SECOND)))
                             .await;
+                        let with_what_it_made = me.sim.chance(0.5);
                         let asked = me.database("cancel", move |l, now| {
-                            l.cancel_task(now, id);
+                            if with_what_it_made {
+                                l.cancel_tree(now, id);
+                            } else {
+                                l.cancel_task(now, id);
+                            }
                             Ok(())
                         });
                         let _ = asked.await;

@@ -27,6 +27,8 @@ pub(crate) enum Mutation {
     NoLookBack,
     /// Nobody ends a run over its worker's head that goes on for too long.
     NoExpiry,
+    /// A task that was asked to stop and commits all the same leaves what it made to be run.
+    NoWithdrawal,
 }
 
 /// What a client asks for.
@@ -90,6 +92,8 @@ pub(crate) struct Row {
     pub(crate) attempt: Attempt,
     pub(crate) lost: i64,
     pub(crate) request: Request,
+    /// The task that made it.
+    pub(crate) parent: Option<TaskId>,
     pub(crate) created: Timestamp,
     pub(crate) not_before: Option<Timestamp>,
     /// Until then it keeps nobody from anything.
@@ -121,6 +125,8 @@ pub(crate) struct LeaseRow {
 pub(crate) enum Change {
     Leads(Epoch),
     Enqueued(TaskId),
+    /// The cancel of a task and all that it made was asked for.
+    TreeCanceled(TaskId),
     Granted {
         task: TaskId,
         attempt: Attempt,
