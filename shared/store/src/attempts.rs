@@ -220,7 +220,9 @@ impl Store {
             Err(e) => return Err(e),
         };
         let now = fenced.now().await?;
-        fenced.decline(lease.task_id, &why, declined, now).await?;
+        if !fenced.end_if_asked(lease.task_id, now).await? {
+            fenced.decline(lease.task_id, &why, declined, now).await?;
+        }
         fenced.tx.commit().await?;
         Ok(ClaimOutcome::Unreadable(why))
     }
@@ -381,15 +383,7 @@ impl Store {
         let mut fenced = self.begin_fenced(lease).await?;
         let id = lease.task_id;
         let now = fenced.now().await?;
-        let sql = "UPDATE tasks SET state = 'canceled', finished = $2 WHERE task_id = $1 AND cancel_requested IS NOT NULL";
-        let canceled = sqlx::query(sql)
-            .bind(id.to_string())
-            .bind(now.micros())
-            .execute(fenced.on())
-            .await?;
-        if canceled.rows_affected() > 0 {
-            fenced.release_reservations(&[id]).await?;
-            fenced.tell(now, &[Message::ended(id)]).await?;
+        if fenced.end_if_asked(id, now).await? {
             return fenced.tx.commit().await;
         }
         fenced.take_back(id, event, why, now).await?;
@@ -453,6 +447,22 @@ impl Tx {
             .execute(self.on())
             .await?;
         self.tell(now, &[Message::submitted(id)]).await
+    }
+
+    /// Ends a task that doesn't go on as canceled, if its cancel was asked for; it would wait again otherwise.
+    async fn end_if_asked(&mut self, id: TaskId, now: Timestamp) -> Result<bool, StoreError> {
+        let sql = "UPDATE tasks SET state = 'canceled', finished = $2 WHERE task_id = $1 AND cancel_requested IS NOT NULL";
+        let canceled = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(now.micros())
+            .execute(self.on())
+            .await?;
+        if canceled.rows_affected() == 0 {
+            return Ok(false);
+        }
+        self.release_reservations(&[id]).await?;
+        self.tell(now, &[Message::ended(id)]).await?;
+        Ok(true)
     }
 
     /// Ends an attempt without ending the task: it waits again at its old place, with what befell it on record.

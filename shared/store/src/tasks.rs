@@ -478,12 +478,15 @@ impl Tx {
                 Ok(())
             }
             Engine::Sqlite => {
-                let query = sqlx::query(assembled(insert_tasks)).bind(rows);
-                query.bind(now.micros()).execute(self.on()).await?;
-                let query = sqlx::query(assembled(insert_tags(1))).bind(tags);
-                query.execute(self.on()).await?;
-                let query = sqlx::query(assembled(insert_claims(1))).bind(claims);
-                query.bind(now.micros()).execute(self.on()).await?;
+                // It takes several at once, each with the parameters of all.
+                let sql = format!("{insert_tasks}; {}; {}", insert_tags(3), insert_claims(4));
+                sqlx::query(assembled(sql))
+                    .bind(rows)
+                    .bind(now.micros())
+                    .bind(tags)
+                    .bind(claims)
+                    .execute(self.on())
+                    .await?;
                 self.tell(now, &messages).await
             }
         }
