@@ -54,8 +54,11 @@ pub struct Settings {
     pub owner_weights: Arc<BTreeMap<String, u32>>,
 }
 
-/// How often a standby tries to take the lease.
+/// How often a standby tries to take the lease, …
 const CAMPAIGN: Duration = Duration::from_millis(400);
+
+/// … or so many times while a lease lasts, if that is more often: a short one is to be taken over soon.
+const TRIES: u32 = 8;
 
 /// Runs until `stop` fires: leads whenever it can, then resigns.
 pub async fn run(settings: Settings, database: Database, broker: Arc<dyn Broker>, stop: CancellationToken) {
@@ -101,7 +104,7 @@ pub async fn run(settings: Settings, database: Database, broker: Arc<dyn Broker>
             }
             Ok(None) => {
                 backoff.reset();
-                pause(CAMPAIGN, &stop).await;
+                pause(CAMPAIGN.min(settings.lease_ttl / TRIES), &stop).await;
             }
             Err(e) => {
                 tracing::warn!(error = %e, "can't reach the lease");

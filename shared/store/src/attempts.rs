@@ -16,14 +16,14 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError, Tx,
-    engine::{assembled, keys},
+    engine::{Turn, assembled, keys},
     fused::has_task,
     leases::micros,
     outbox::Message,
     row,
     tasks::{Submission, state},
     timeline::EventKind,
-    together::all_or_each,
+    together::all_or_each_with,
     workers::Incarnation,
 };
 
@@ -235,16 +235,18 @@ impl Store {
             progress: row::to_json(progress),
         };
         let store = self.clone();
-        let all = move |ends: Vec<PlainEnd>| {
+        let all = move |ends: Vec<PlainEnd>, turn| {
             let store = store.clone();
-            async move { store.finish_all(&ends).await }
+            async move { store.finish_all(&ends, turn).await }
         };
-        let answer = self.ends.ask(end, all).await;
+        let turn = || self.turn_to_write();
+        let answer = self.ends.ask_with(end, turn, all).await;
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the commit was given up".to_owned())))
     }
 
-    async fn finish_all(&self, ends: &[PlainEnd]) -> Vec<Result<(), StoreError>> {
-        let finished = all_or_each(ends, |ends| self.finish_together(ends)).await;
+    async fn finish_all(&self, ends: &[PlainEnd], turn: Turn) -> Vec<Result<(), StoreError>> {
+        let together = |ends, turn| self.finish_together(ends, turn);
+        let finished = all_or_each_with(ends, turn, together).await;
         let answer = |(end, is_finished): (&PlainEnd, Result<bool, StoreError>)| {
             if is_finished? {
                 return Ok(());
@@ -259,10 +261,10 @@ impl Store {
     }
 
     /// Tells of each whether it was finished; it was not if its attempt is over.
-    async fn finish_together(&self, ends: &[PlainEnd]) -> Result<Vec<bool>, StoreError> {
+    async fn finish_together(&self, ends: &[PlainEnd], turn: Option<Turn>) -> Result<Vec<bool>, StoreError> {
         let finished = match self.engine {
             Engine::Postgres => self.finish_at_once(ends).await?,
-            Engine::Sqlite => self.finish_in_steps(ends).await?,
+            Engine::Sqlite => self.finish_in_steps(ends, turn).await?,
         };
         let finished: HashSet<TaskId> = finished.into_iter().collect();
         Ok(ends
@@ -272,8 +274,12 @@ impl Store {
     }
 
     /// As [`Store::finish_at_once`].
-    async fn finish_in_steps(&self, ends: &[PlainEnd]) -> Result<Vec<TaskId>, StoreError> {
-        let mut tx = self.begin().await?;
+    async fn finish_in_steps(
+        &self,
+        ends: &[PlainEnd],
+        turn: Option<Turn>,
+    ) -> Result<Vec<TaskId>, StoreError> {
+        let mut tx = self.begin_in(turn).await?;
         let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
         // The condition is the fence: it holds the row as an update does, and finds state and attempt as they are then.
         let sql = format!(

@@ -44,6 +44,9 @@ impl Engine {
     }
 }
 
+/// The turn of SQLite's only writer; PostgreSQL has many.
+pub(crate) type Turn = Option<OwnedMutexGuard<()>>;
+
 /// The way to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
@@ -145,16 +148,35 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        let mut tx = self.begin_by("BEGIN").await?;
+        self.begin_in(None).await
+    }
+
+    /// The same in a [turn](Self::turn_to_write) that the caller may have.
+    pub(crate) async fn begin_in(&self, turn: Option<Turn>) -> Result<Tx, StoreError> {
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.turn_to_write().await,
+        };
+        let mut tx = self.begin_by("BEGIN", turn).await?;
         tx.wal.clone_from(&self.wal);
         Ok(tx)
+    }
+
+    /// What a transaction that writes has to wait for before it can begin.
+    pub(crate) async fn turn_to_write(&self) -> Turn {
+        match self.engine {
+            Engine::Sqlite => Some(self.writer_turn().await),
+            Engine::Postgres => None,
+        }
     }
 
     /// Begins a transaction whose commit need not outlive a crash (of PostgreSQL; of the machine, with SQLite): what it says
     /// is decided, or sent, again. A crash takes the last commits in their order, so whatever was built upon this one
     /// is gone with it.
     pub(crate) async fn begin_repeatable(&self) -> Result<Tx, StoreError> {
-        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
+        let turn = self.turn_to_write().await;
+        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off", turn)
+            .await
     }
 
     /// Begins a transaction that only reads, and in which all statements see the same instant.
@@ -166,10 +188,10 @@ impl Store {
         Ok(self.tx(self.pool.begin_with(begin, None).await?))
     }
 
-    async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
-        let (statement, turn) = match self.engine {
-            Engine::Sqlite => ("BEGIN IMMEDIATE", Some(self.writer_turn().await)),
-            Engine::Postgres => (postgres, None),
+    async fn begin_by(&self, postgres: &'static str, turn: Turn) -> Result<Tx, StoreError> {
+        let statement = match self.engine {
+            Engine::Sqlite => "BEGIN IMMEDIATE",
+            Engine::Postgres => postgres,
         };
         Ok(self.tx(self.pool.begin_with(statement, turn).await?))
     }

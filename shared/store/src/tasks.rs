@@ -13,10 +13,10 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError, Tx,
-    engine::{assembled, ids_of, keys, placeholders, records, records_of},
+    engine::{Turn, assembled, ids_of, keys, placeholders, records, records_of},
     outbox::{self, Message},
     row,
-    together::all_or_each,
+    together::all_or_each_with,
 };
 
 /// A task's row.
@@ -156,15 +156,23 @@ impl Store {
             trace: submission.trace.clone().or_else(TraceContext::current),
         };
         let store = self.clone();
-        let all = move |requests: Vec<Request>| {
+        let all = move |requests: Vec<Request>, turn| {
             let store = store.clone();
-            async move { all_or_each(&requests, |requests| store.submit_together(requests)).await }
+            async move {
+                let together = |requests, turn| store.submit_together(requests, turn);
+                all_or_each_with(&requests, turn, together).await
+            }
         };
-        let answer = self.requests.ask(request, all).await;
+        let turn = || self.turn_to_write();
+        let answer = self.requests.ask_with(request, turn, all).await;
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the request was given up".to_owned())))
     }
 
-    async fn submit_together(&self, requests: &[Request]) -> Result<Vec<TaskId>, StoreError> {
+    async fn submit_together(
+        &self,
+        requests: &[Request],
+        turn: Option<Turn>,
+    ) -> Result<Vec<TaskId>, StoreError> {
         let submissions: Vec<Submission<'_>> = requests
             .iter()
             .map(|request| Submission {
@@ -175,7 +183,7 @@ impl Store {
                 trace: request.trace.clone(),
             })
             .collect();
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_in(turn).await?;
         // Their ids are in the order in which they were asked for, and decide where the instant is the same.
         let now = tx.turns_for(requests.iter().map(|r| &r.kind)).await?;
         let (mut ids, mut births) = (Vec::with_capacity(requests.len()), Vec::new());
