@@ -72,11 +72,15 @@ impl Store {
         tx.commit().await
     }
 
-    /// Ends every lease, of leaders and of workers. For a process that knows to be the only one at this database:
-    /// whoever held them is gone.
+    /// Ends every lease, of leaders and of workers, and lets grants that nobody claimed be sent again at once. For a process that
+    /// knows to be the only one at this database: whoever held them, or was to hear of them, is gone.
     pub async fn end_all_leases(&self) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        for sql in ["UPDATE leases SET expires = 0", "UPDATE workers SET expires = 0"] {
+        for sql in [
+            "UPDATE leases SET expires = 0",
+            "UPDATE workers SET expires = 0",
+            "UPDATE tasks SET resent = 0 WHERE state = 'accepted'",
+        ] {
             sqlx::query(sql).execute(tx.on()).await?;
         }
         tx.commit().await

@@ -158,12 +158,15 @@ async fn what_the_dead_held_is_free_at_once_for_who_knows_that_they_are(bed: &Be
     let epoch = bed.lead().await;
     let worker = bed.worker(LONG).await;
     bed.running(epoch, &worker, &delete("r")).await;
+    let granted = bed.enqueue(&delete("s")).await;
+    bed.grant(epoch, granted, &delete("s")).await.unwrap();
     bed.end_all_leases().await.unwrap();
     assert_eq!(bed.heartbeat(&worker, LONG).await.unwrap(), Heartbeat::Lost);
     let again = bed.worker(LONG).await;
     assert_eq!(again.name, worker.name);
     let next = bed.acquire_lease(ROLE, "the next", LONG).await.unwrap();
     assert!(next > Some(epoch));
+    assert_eq!(bed.resend_unclaimed(next.unwrap(), LONG).await.unwrap(), 1);
 }
 
 async fn no_leader_commits_under_an_epoch_that_is_over(bed: &Bed) {
