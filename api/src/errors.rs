@@ -188,6 +188,10 @@ impl ApiError {
             Self::NotImplemented { operation, .. } => {
                 CodedError::new(ErrorCode::NOT_IMPLEMENTED, text).with("operation_name", operation)
             }
+            Self::Store(e @ StoreError::NotOnDisk(_)) => CodedError::new(
+                ErrorCode::INTERNAL,
+                format!("{e}; it may have been done all the same, so look before asking again"),
+            ),
             Self::Store(e) if e.is_transient() => CodedError::new(
                 ErrorCode::INTERNAL,
                 "the database is not available now; nothing was changed, try again",

@@ -110,7 +110,7 @@ fn with_memory<T>(blocks: usize, work: impl FnOnce(&mut [Block]) -> T) -> T {
 pub fn generate() -> Result<String, HashError> {
     use base64::Engine as _;
     let mut bytes = [0_u8; 18];
-    getrandom::fill(&mut bytes).map_err(|e| HashError(e.to_string()))?;
+    getrandom::fill(&mut bytes).map_err(HashError::of)?;
     Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
 }
 
@@ -131,9 +131,7 @@ async fn run<T: Send + 'static>(
         drop(turn);
         result
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|e| HashError(e.to_string()))
+    tokio::task::spawn_blocking(work).await.map_err(HashError::of)
 }
 
 #[cfg(test)]

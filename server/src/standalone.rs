@@ -110,7 +110,7 @@ impl Standalone {
         store.migrate().await?;
         if data_dir.is_some() && services.config.database.url.is_none() {
             // The database lies in there.
-            store.end_all_leases().await?;
+            store.release_what_the_dead_held().await?;
         }
         let password_was_given = admin_password.is_some();
         let first_user = pulp_api::ensure_first_user(store, ADMIN, admin_password).await?;

@@ -244,7 +244,7 @@ impl Store {
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the commit was given up".to_owned())))
     }
 
-    async fn finish_all(&self, ends: &[PlainEnd], turn: Turn) -> Vec<Result<(), StoreError>> {
+    async fn finish_all(&self, ends: &[PlainEnd], turn: Option<Turn>) -> Vec<Result<(), StoreError>> {
         let together = |ends, turn| self.finish_together(ends, turn);
         let finished = all_or_each_with(ends, turn, together).await;
         let answer = |(end, is_finished): (&PlainEnd, Result<bool, StoreError>)| {

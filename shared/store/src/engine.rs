@@ -44,8 +44,8 @@ impl Engine {
     }
 }
 
-/// The turn of SQLite's only writer; PostgreSQL has many.
-pub(crate) type Turn = Option<OwnedMutexGuard<()>>;
+/// The turn of SQLite's only writer.
+pub(crate) type Turn = OwnedMutexGuard<()>;
 
 /// The way to the database. Cheap to clone.
 #[derive(Clone)]
@@ -154,7 +154,7 @@ impl Store {
     /// The same in a [turn](Self::turn_to_write) that the caller may have.
     pub(crate) async fn begin_in(&self, turn: Option<Turn>) -> Result<Tx, StoreError> {
         let turn = match turn {
-            Some(turn) => turn,
+            Some(turn) => Some(turn),
             None => self.turn_to_write().await,
         };
         let mut tx = self.begin_by("BEGIN", turn).await?;
@@ -162,8 +162,8 @@ impl Store {
         Ok(tx)
     }
 
-    /// What a transaction that writes has to wait for before it can begin.
-    pub(crate) async fn turn_to_write(&self) -> Turn {
+    /// What a transaction that writes has to wait for before it can begin; nothing with PostgreSQL, which has many writers.
+    pub(crate) async fn turn_to_write(&self) -> Option<Turn> {
         match self.engine {
             Engine::Sqlite => Some(self.writer_turn().await),
             Engine::Postgres => None,
@@ -188,7 +188,7 @@ impl Store {
         Ok(self.tx(self.pool.begin_with(begin, None).await?))
     }
 
-    async fn begin_by(&self, postgres: &'static str, turn: Turn) -> Result<Tx, StoreError> {
+    async fn begin_by(&self, postgres: &'static str, turn: Option<Turn>) -> Result<Tx, StoreError> {
         let statement = match self.engine {
             Engine::Sqlite => "BEGIN IMMEDIATE",
             Engine::Postgres => postgres,
@@ -254,13 +254,7 @@ impl Tx {
             has_outbox,
             wal,
         } = self;
-        let hand_over = move || {
-            if has_outbox {
-                fresh.committed(told);
-            } else {
-                fresh.committed_without_rows(told);
-            }
-        };
+        let hand_over = move || fresh.committed(told, has_outbox);
         match engine {
             Engine::Postgres => {
                 lease.commit().await?;
@@ -290,11 +284,6 @@ impl Tx {
 
     /// The database's clock: the instant of this call, not that of the transaction's begin.
     pub async fn now(&mut self) -> Result<Timestamp, StoreError> {
-        if self.engine == Engine::Sqlite {
-            // Its clock is this process's, in milliseconds.
-            let micros = Timestamp::now().micros();
-            return Ok(Timestamp(micros - micros.rem_euclid(1000)));
-        }
         let engine = self.engine;
         now(engine, self.on()).await
     }
@@ -466,6 +455,11 @@ fn turn_key(repo: &str) -> i64 {
 }
 
 async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Result<Timestamp, StoreError> {
+    if engine == Engine::Sqlite {
+        // Its clock is this process's, in milliseconds.
+        let micros = Timestamp::now().micros();
+        return Ok(Timestamp(micros - micros.rem_euclid(1000)));
+    }
     let sql = assembled(format!("SELECT {} AS now", engine.clock()));
     Ok(Timestamp(sqlx::query(sql).fetch_one(on).await?.try_get("now")?))
 }

@@ -97,7 +97,7 @@ impl Store {
             }
             all.push(granted);
         }
-        self.fresh.committed(told);
+        self.fresh.committed(told, self.has_outbox);
         Ok((all, now))
     }
 
@@ -180,7 +180,8 @@ impl Store {
             .collect::<Result<_, _>>()?;
         let told = ends.iter().zip(messages);
         let told = told.filter(|(end, _)| finished.contains(&end.lease.task_id()));
-        self.fresh.committed(told.map(|(_, message)| message).collect());
+        let told = told.map(|(_, message)| message).collect();
+        self.fresh.committed(told, self.has_outbox);
         Ok(finished)
     }
 }

@@ -74,7 +74,7 @@ impl Store {
 
     /// Ends every lease, of leaders and of workers, and lets grants that nobody claimed be sent again at once. For a process that
     /// knows to be the only one at this database: whoever held them, or was to hear of them, is gone.
-    pub async fn end_all_leases(&self) -> Result<(), StoreError> {
+    pub async fn release_what_the_dead_held(&self) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
         for sql in [
             "UPDATE leases SET expires = 0",

@@ -67,25 +67,17 @@ pub(crate) struct Fresh {
 const FRESH_AT_MOST: usize = 10_000;
 
 impl Fresh {
-    /// Messages of a transaction that was committed.
-    pub(crate) fn committed(&self, rows: Vec<OutboxRow>) {
-        if rows.is_empty() {
+    /// Messages of a transaction that was committed. Those that have no rows in the outbox are all kept.
+    pub(crate) fn committed(&self, messages: Vec<OutboxRow>, have_rows: bool) {
+        if messages.is_empty() {
             return;
         }
         {
             let mut fresh = self.lock();
-            let room = FRESH_AT_MOST.saturating_sub(fresh.len());
-            fresh.extend(rows.into_iter().take(room));
+            let most = if have_rows { FRESH_AT_MOST } else { usize::MAX };
+            let room = most.saturating_sub(fresh.len());
+            fresh.extend(messages.into_iter().take(room));
         }
-        self.bell.notify_one();
-    }
-
-    /// The same of one whose messages have no rows: all are kept.
-    pub(crate) fn committed_without_rows(&self, rows: Vec<OutboxRow>) {
-        if rows.is_empty() {
-            return;
-        }
-        self.lock().extend(rows);
         self.bell.notify_one();
     }
 
@@ -331,11 +323,11 @@ mod tests {
         let fresh = Fresh::default();
         for _ in 0..FRESH_AT_MOST / 100 + 10 {
             let rows = (0..100).map(|_| Message::ended(TaskId::new()).row());
-            fresh.committed(rows.collect());
+            fresh.committed(rows.collect(), true);
         }
         assert_eq!(fresh.lock().len(), FRESH_AT_MOST);
         // Those that have no rows have no other place.
-        fresh.committed_without_rows(vec![Message::ended(TaskId::new()).row()]);
+        fresh.committed(vec![Message::ended(TaskId::new()).row()], false);
         assert_eq!(fresh.lock().len(), FRESH_AT_MOST + 1);
     }
 }

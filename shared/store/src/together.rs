@@ -17,26 +17,27 @@ pub(crate) async fn all_or_each<'q, Q, A, R>(
 where
     R: Future<Output = Result<Vec<A>, StoreError>>,
 {
-    all_or_each_with(questions, (), |questions, _| together(questions)).await
+    all_or_each_with(questions, (), |questions, ()| together(questions)).await
 }
 
-/// The same, with what is for the first try alone.
+/// The same, with what is for the first try alone; the others get the default.
 pub(crate) async fn all_or_each_with<'q, Q, T, A, R>(
     questions: &'q [Q],
     first: T,
-    together: impl Fn(&'q [Q], Option<T>) -> R,
+    together: impl Fn(&'q [Q], T) -> R,
 ) -> Vec<Result<A, StoreError>>
 where
+    T: Default,
     R: Future<Output = Result<Vec<A>, StoreError>>,
 {
-    match together(questions, Some(first)).await {
+    match together(questions, first).await {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
         Err(e) if questions.len() == 1 => vec![Err(e)],
         Err(e) if e.is_transient() => questions.iter().map(|_| Err(e.for_another())).collect(),
         Err(_) => {
             let mut answers = Vec::with_capacity(questions.len());
             for question in questions {
-                let alone = together(std::slice::from_ref(question), None).await;
+                let alone = together(std::slice::from_ref(question), T::default()).await;
                 let left_out = || {
                     Err(StoreError::NotTogether(
                         "it was left without an answer".to_owned(),

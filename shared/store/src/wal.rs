@@ -72,7 +72,11 @@ impl Wal {
             }
         };
         let answer = self.waiting.ask((), all).await;
-        answer.unwrap_or_else(|| Err(StoreError::NotOnDisk("nobody waited for it".to_owned())))
+        answer.unwrap_or_else(|| {
+            Err(StoreError::NotOnDisk(
+                "the wait for the disk was given up".to_owned(),
+            ))
+        })
     }
 }
 

@@ -160,7 +160,7 @@ async fn what_the_dead_held_is_free_at_once_for_who_knows_that_they_are(bed: &Be
     bed.running(epoch, &worker, &delete("r")).await;
     let granted = bed.enqueue(&delete("s")).await;
     bed.grant(epoch, granted, &delete("s")).await.unwrap();
-    bed.end_all_leases().await.unwrap();
+    bed.release_what_the_dead_held().await.unwrap();
     assert_eq!(bed.heartbeat(&worker, LONG).await.unwrap(), Heartbeat::Lost);
     let again = bed.worker(LONG).await;
     assert_eq!(again.name, worker.name);
