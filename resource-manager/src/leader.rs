@@ -5,8 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use pulp_broker::{Broker, BrokerError, Consumer, Delivery, Queue, ack_all};
-use pulp_model::{Epoch, TaskId, Timestamp, task::TaskState};
+use pulp_broker::{Broker, BrokerError, Consumer, Delivery, Message, Queue, ack_all};
+use pulp_model::{
+    Epoch, TaskId, Timestamp,
+    task::{Newcomer, TaskState},
+};
 use pulp_store::{
     Store, StoreError,
     grants::{Grant, LiveTask},
@@ -74,9 +77,13 @@ async fn run(mut leader: Leader<'_, Store>, broker: &dyn Broker) {
             }
             _ = patrol.tick() => leader.patrol().await,
             batch = intake.next(broker) => {
-                let changed: Vec<TaskId> = batch.iter().flat_map(|d| d.message().task_ids()).copied().collect();
-                let ended: Vec<TaskId> = batch.iter().flat_map(|d| d.message().terminal()).copied().collect();
-                let done = leader.take_in(&changed, &ended).await;
+                let messages = || batch.iter().map(Delivery::message);
+                let news = News {
+                    changed: messages().flat_map(Message::task_ids).copied().collect(),
+                    ended: messages().flat_map(Message::terminal).copied().collect(),
+                    made: messages().flat_map(Message::made).cloned().collect(),
+                };
+                let done = leader.take_in(news).await;
                 // Only now: whatever is not committed comes again.
                 if done.is_ok() && let Err(e) = ack_all(&batch).await {
                     tracing::debug!(error = %e, "messages will come again");
@@ -105,6 +112,17 @@ async fn queues_are_empty(broker: &dyn Broker) -> bool {
         }
     }
     true
+}
+
+/// What messages tell of tasks, in any order, late, and any number of times.
+#[derive(Debug, Clone, Default)]
+pub struct News {
+    /// All of whom they tell something.
+    pub changed: Vec<TaskId>,
+    /// Those that are certain to be in a terminal state.
+    pub ended: Vec<TaskId>,
+    /// Those that were made, as they were then.
+    pub made: Vec<Newcomer>,
 }
 
 /// How a leader goes on after a step.
@@ -174,16 +192,26 @@ impl<'a, L: Ledger> Leader<'a, L> {
         }
     }
 
-    /// Tasks that were submitted or ended, in any order and any number of times. Those of them that are certain to have
-    /// `ended` need no look at their rows: a terminal state is never left.
-    pub async fn take_in(&mut self, changed: &[TaskId], ended: &[TaskId]) -> Result<(), StoreError> {
-        let mut ids: HashSet<TaskId> = changed.iter().copied().collect();
-        for id in ended {
-            ids.remove(id);
-            self.has_ended(*id);
+    /// Takes in what messages tell, and grants what may go by it.
+    ///
+    /// Not every task's row has to be looked at for that. A terminal state is never left. And one that was made is taken to wait
+    /// as it was made, if nothing else is known of it: whether it still does, a grant asks its row.
+    pub async fn take_in(&mut self, news: News) -> Result<(), StoreError> {
+        let mut ids: HashSet<TaskId> = news.changed.into_iter().collect();
+        for id in news.ended {
+            ids.remove(&id);
+            self.has_ended(id);
         }
+        let mut made = news.made;
+        made.retain(|task| !self.knows(task.task_id) && ids.remove(&task.task_id));
         self.look_at(&ids.into_iter().collect::<Vec<_>>()).await?;
+        self.know_with_those_before(made.into_iter().map(LiveTask::from).collect())
+            .await?;
         self.grant().await
+    }
+
+    fn knows(&self, id: TaskId) -> bool {
+        self.table.knows(id) || self.held_back.contains_key(&id)
     }
 
     fn has_ended(&mut self, id: TaskId) {
@@ -219,7 +247,7 @@ impl<'a, L: Ledger> Leader<'a, L> {
                 return Ok(());
             }
             let mut unknown = self.ledger.waiting_in(&gaps).await?;
-            unknown.retain(|id| !self.table.knows(*id) && !self.held_back.contains_key(id));
+            unknown.retain(|id| !self.knows(*id));
             self.horizon.close(gaps);
             if unknown.is_empty() {
                 return Ok(());

@@ -12,7 +12,10 @@ use pulp_model::{
     deadline::{Deadlines, HardLimits},
     task::{Owner, TaskClass, TaskKind, TaskState},
 };
-use pulp_resource_manager::{Settings, leader::Leader};
+use pulp_resource_manager::{
+    Settings,
+    leader::{Leader, News},
+};
 use pulp_store::{
     ClaimOutcome, Store,
     attempts::Outcome,
@@ -41,6 +44,14 @@ fn settings(weights: &[(&str, u32)]) -> Settings {
         stalled_after: LONG,
         resend_after: LONG,
         owner_weights: Arc::new(weights.collect::<BTreeMap<_, _>>()),
+    }
+}
+
+/// Something befell this task.
+fn changed(task: TaskId) -> News {
+    News {
+        changed: vec![task],
+        ..News::default()
     }
 }
 
@@ -134,17 +145,17 @@ async fn one_task_is_granted_soon_however_much_of_anothers_waits() {
     let ahead = bed.granted(&HashSet::new()).await;
     assert!((2..=8).contains(&ahead.len()), "{}", ahead.len());
     let anns = bed.submit(&user("ann"), [publish("a")]).await[0];
-    leader.take_in(&[anns], &[]).await.unwrap();
+    leader.take_in(changed(anns)).await.unwrap();
     // The next to be granted when a slot is free.
     let mut seen: HashSet<TaskId> = ahead.iter().copied().collect();
     bed.run(ahead[0]).await;
-    leader.take_in(&[ahead[0]], &[]).await.unwrap();
+    leader.take_in(changed(ahead[0])).await.unwrap();
     let next = bed.granted(&seen).await;
     assert!(next.contains(&anns), "{next:?}");
     seen.extend(next);
     // And a turn later bob's go on.
     bed.run(anns).await;
-    leader.take_in(&[anns], &[]).await.unwrap();
+    leader.take_in(changed(anns)).await.unwrap();
     assert_eq!(bed.granted(&seen).await.len(), 1);
 }
 
@@ -161,7 +172,7 @@ async fn what_somebody_waits_for_is_not_held_up_by_a_burst_of_scheduled_work() {
         repo_id: "quick".parse().unwrap(),
     };
     let quick = bed.submit(&user("ann"), [delete]).await[0];
-    leader.take_in(&[quick], &[]).await.unwrap();
+    leader.take_in(changed(quick)).await.unwrap();
     assert_eq!(bed.granted(&busy).await, [quick]);
 }
 
@@ -186,7 +197,7 @@ async fn owners_get_turns_by_their_weights() {
             seen.insert(id);
             *served.entry(owner_of[&id]).or_default() += 1;
             bed.run(id).await;
-            leader.take_in(&[id], &[]).await.unwrap();
+            leader.take_in(changed(id)).await.unwrap();
         }
     }
     // Three turns to one, give or take what the last round cut off.

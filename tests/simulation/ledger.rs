@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use pulp_model::{
     Attempt, Epoch, TaskId, Timestamp,
     deadline::{HardLimits, Overrun},
-    task::{LockMode, ResourceKey, TaskState},
+    task::{LockMode, Newcomer, ResourceKey, TaskState},
 };
 use pulp_store::{
     StoreError,
@@ -47,6 +47,20 @@ impl Ledger {
         self.tasks.iter().map(|(id, row)| (*id, row))
     }
 
+    /// What a message says of a task that was made. Nothing of it changes later, so it can be read from the row at any time.
+    pub(crate) fn newcomer(&self, id: TaskId) -> Option<Newcomer> {
+        let row = self.tasks.get(&id)?;
+        Some(Newcomer {
+            task_id: id,
+            class: row.request.class,
+            owner: row.request.owner.clone(),
+            kind_name: row.request.kind.clone(),
+            schema_version: row.request.version,
+            claims: row.request.claims.clone(),
+            created: row.created,
+        })
+    }
+
     pub(crate) fn reservations(&self) -> impl Iterator<Item = (&ResourceKey, TaskId, LockMode)> {
         self.reservations
             .iter()
@@ -63,12 +77,17 @@ impl Ledger {
     }
 
     fn tell(&mut self, queue: Queue, task: TaskId, attempt: Attempt) {
+        self.tell_that(queue, task, attempt, false);
+    }
+
+    fn tell_that(&mut self, queue: Queue, task: TaskId, attempt: Attempt, made: bool) {
         let message = Message {
             number: self.number(),
             queue,
             task,
             attempt,
             terminal: self.tasks.get(&task).is_some_and(|row| row.state.is_terminal()),
+            made,
         };
         self.changes.push(Change::Owes(message));
         if self.mutation != Mutation::NoOutbox {
@@ -106,7 +125,7 @@ impl Ledger {
             },
         );
         self.changes.push(Change::Enqueued(id));
-        self.tell(Queue::Intake, id, Attempt(0));
+        self.tell_that(Queue::Intake, id, Attempt(0), true);
         id
     }
 

@@ -50,6 +50,8 @@ pub(crate) struct Message {
     pub(crate) attempt: Attempt,
     /// Whether it says that the task is in a terminal state.
     pub(crate) terminal: bool,
+    /// Whether it says what the task is, as it was made.
+    pub(crate) made: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

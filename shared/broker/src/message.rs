@@ -8,7 +8,7 @@ use std::fmt;
 
 use pulp_model::{
     id::{Attempt, Epoch, TaskId},
-    task::TaskClass,
+    task::{Newcomer, TaskClass},
 };
 use pulp_trace::TraceContext;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -65,7 +65,8 @@ impl fmt::Display for Queue {
     }
 }
 
-/// A body for a queue. Identifiers only: the receiver reads the row.
+/// A body for a queue. Identifiers, for the receiver reads the row, and of a task that was just made what never changes: whoever
+/// does not know it yet need not look at its row before it changes it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Message {
@@ -73,6 +74,9 @@ pub enum Message {
     Submitted {
         /// Which.
         task_id: TaskId,
+        /// What it is, if it was just made. A sender that leaves it out may mean a task that waits again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        made: Option<Box<Newcomer>>,
     },
     /// A task holds its resources no more.
     Ended {
@@ -90,6 +94,9 @@ pub enum Message {
         /// Those of them that are certain to be in a terminal state.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         terminal: Vec<TaskId>,
+        /// Those of them that were just made.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        made: Vec<Newcomer>,
     },
     /// A task holds its resources: whoever claims this attempt first may run it.
     Grant {
@@ -116,7 +123,7 @@ impl Message {
     /// The tasks it speaks of.
     pub fn task_ids(&self) -> &[TaskId] {
         match self {
-            Self::Submitted { task_id } | Self::Ended { task_id, .. } | Self::Grant { task_id, .. } => {
+            Self::Submitted { task_id, .. } | Self::Ended { task_id, .. } | Self::Grant { task_id, .. } => {
                 std::slice::from_ref(task_id)
             }
             Self::Changed { task_ids, .. } => task_ids,
@@ -132,6 +139,15 @@ impl Message {
             } => std::slice::from_ref(task_id),
             Self::Changed { terminal, .. } => terminal,
             Self::Submitted { .. } | Self::Ended { .. } | Self::Grant { .. } => &[],
+        }
+    }
+
+    /// Those of them that were just made, as they were then.
+    pub fn made(&self) -> &[Newcomer] {
+        match self {
+            Self::Submitted { made: Some(made), .. } => std::slice::from_ref(made),
+            Self::Changed { made, .. } => made,
+            Self::Submitted { made: None, .. } | Self::Ended { .. } | Self::Grant { .. } => &[],
         }
     }
 
@@ -268,12 +284,31 @@ fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Undecodable> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use pulp_model::{
+        Timestamp,
+        task::{Claim, Owner, ResourceKey},
+    };
+
     use super::*;
 
     const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
+    const MADE: &str = r#"{"task_id":"0190163d-8694-739b-aea5-966c26f8ad91","class":"import","owner":"user:ann","kind_name":"import_upload","schema_version":3,"claims":[{"resource":"repository:r","mode":"exclusive"}],"created":1700000000000000}"#;
+
     fn id() -> TaskId {
         ID.parse().unwrap()
+    }
+
+    fn newcomer() -> Newcomer {
+        Newcomer {
+            task_id: id(),
+            class: TaskClass::Import,
+            owner: Owner::from_stored("user:ann"),
+            kind_name: "import_upload".to_owned(),
+            schema_version: 3,
+            claims: vec![Claim::exclusive(ResourceKey::from_stored("repository:r"))],
+            created: Timestamp(1_700_000_000_000_000),
+        }
     }
 
     /// Bodies that any release, past or future, may find in a queue. A line may be added, none changed.
@@ -281,8 +316,18 @@ mod tests {
     fn bodies_look_the_same_in_every_release() {
         let corpus = [
             (
-                Message::Submitted { task_id: id() },
+                Message::Submitted {
+                    task_id: id(),
+                    made: None,
+                },
                 format!(r#"{{"v":1,"type":"submitted","task_id":"{ID}"}}"#),
+            ),
+            (
+                Message::Submitted {
+                    task_id: id(),
+                    made: Some(Box::new(newcomer())),
+                },
+                format!(r#"{{"v":1,"type":"submitted","task_id":"{ID}","made":{MADE}}}"#),
             ),
             (
                 Message::Ended {
@@ -302,6 +347,7 @@ mod tests {
                 Message::Changed {
                     task_ids: vec![id()],
                     terminal: Vec::new(),
+                    made: Vec::new(),
                 },
                 format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"]}}"#),
             ),
@@ -309,8 +355,17 @@ mod tests {
                 Message::Changed {
                     task_ids: vec![id()],
                     terminal: vec![id()],
+                    made: Vec::new(),
                 },
                 format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"],"terminal":["{ID}"]}}"#),
+            ),
+            (
+                Message::Changed {
+                    task_ids: vec![id()],
+                    terminal: Vec::new(),
+                    made: vec![newcomer()],
+                },
+                format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"],"made":[{MADE}]}}"#),
             ),
             (
                 Message::Grant {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{DistributorId, Login, RepositoryId, UploadId};
+use crate::{DistributorId, Login, RepositoryId, TaskId, Timestamp, UploadId};
 
 /// A task's state as Pulp 2 clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -187,6 +187,42 @@ impl Claim {
             resource,
             mode: LockMode::Exclusive,
         }
+    }
+}
+
+/// A task as it was made: what never changes of it, and decides when and where it may run.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Newcomer {
+    /// The key.
+    pub task_id: TaskId,
+    /// Its class.
+    pub class: TaskClass,
+    /// For whom it is done.
+    pub owner: Owner,
+    /// The name of its kind.
+    pub kind_name: String,
+    /// The schema version of its arguments.
+    pub schema_version: i64,
+    /// What it needs.
+    pub claims: Vec<Claim>,
+    /// Its place in the order of arrival, with the id as tie-break. To the microsecond, which [`Timestamp`] is not on the wire.
+    #[serde(with = "micros")]
+    pub created: Timestamp,
+}
+
+/// An instant in microseconds since 1970.
+mod micros {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::Timestamp;
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    pub(super) fn serialize<S: Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_i64(at.micros())
+    }
+
+    pub(super) fn deserialize<'d, D: Deserializer<'d>>(from: D) -> Result<Timestamp, D::Error> {
+        i64::deserialize(from).map(Timestamp)
     }
 }
 

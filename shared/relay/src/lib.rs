@@ -314,7 +314,12 @@ fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
             let task_ids = [before.task_ids(), message.task_ids()].concat();
             if task_ids.len() <= NEWS {
                 let terminal = [before.terminal(), message.terminal()].concat();
-                gathered.message.message = Message::Changed { task_ids, terminal };
+                let made = [before.made(), message.made()].concat();
+                gathered.message.message = Message::Changed {
+                    task_ids,
+                    terminal,
+                    made,
+                };
                 gathered.message.trace = None;
                 gathered.rows.push(row.id.clone());
                 continue;

@@ -16,7 +16,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError, Tx,
-    engine::{Turn, assembled, keys},
+    engine::Turn,
     fused::has_task,
     leases::micros,
     outbox::Message,
@@ -142,7 +142,7 @@ impl Store {
         let wanted = attempts_of(grants);
         let found = match self.engine {
             Engine::Postgres => self.claim_at_once(&wanted, worker).await?,
-            Engine::Sqlite => self.claim_in_steps(&wanted, worker).await?,
+            Engine::Sqlite => self.claim_in_one_call(&wanted, worker).await?,
         };
         let Some(first) = found.first() else {
             return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
@@ -171,40 +171,6 @@ impl Store {
         }
         let of = |grant| outcomes.remove(grant).unwrap_or(ClaimOutcome::Refused);
         Ok(grants.iter().map(of).collect())
-    }
-
-    /// As [`Store::claim_at_once`].
-    async fn claim_in_steps(&self, grants: &str, worker: &Incarnation) -> Result<Vec<AnyRow>, StoreError> {
-        let mut tx = self.begin().await?;
-        let clock = self.engine.clock();
-        let alive = tx.sharing(format!(
-            "SELECT supports, {clock} AS now, NULL AS task_id FROM workers \
-             WHERE name = $1 AND incarnation = $2 AND expires >= {clock}"
-        ));
-        let alive = sqlx::query(assembled(alive))
-            .bind(&worker.name.0)
-            .bind(worker.id.to_string())
-            .fetch_optional(tx.on())
-            .await?;
-        let Some(alive) = alive else {
-            return Ok(Vec::new());
-        };
-        let sql = format!(
-            "UPDATE tasks SET state = 'running', worker_name = $2, incarnation = $3, started = $4, progressed = $4 FROM {} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND (tasks.state || '' = 'accepted' \
-             OR (tasks.state || '' = 'running' AND tasks.worker_name || '' = $2 AND tasks.incarnation = $3)) \
-             RETURNING tasks.task_id, tasks.attempt, kind, kind_name, schema_version, declined, created, traceparent, tracestate",
-            keys(self.engine, &[("id", "text"), ("attempt", "bigint")])
-        );
-        let claimed = sqlx::query(assembled(sql))
-            .bind(grants)
-            .bind(&worker.name.0)
-            .bind(worker.id.to_string())
-            .bind(row::instant(&alive, "now")?.micros())
-            .fetch_all(tx.on())
-            .await?;
-        tx.commit().await?;
-        Ok([alive].into_iter().chain(claimed).collect())
     }
 
     /// Takes back what was claimed and can't be read, unless somebody else has done so.
@@ -264,60 +230,13 @@ impl Store {
     async fn finish_together(&self, ends: &[PlainEnd], turn: Option<Turn>) -> Result<Vec<bool>, StoreError> {
         let finished = match self.engine {
             Engine::Postgres => self.finish_at_once(ends).await?,
-            Engine::Sqlite => self.finish_in_steps(ends, turn).await?,
+            Engine::Sqlite => self.finish_in_two_calls(ends, turn).await?,
         };
         let finished: HashSet<TaskId> = finished.into_iter().collect();
         Ok(ends
             .iter()
             .map(|end| finished.contains(&end.lease.task_id))
             .collect())
-    }
-
-    /// As [`Store::finish_at_once`].
-    async fn finish_in_steps(
-        &self,
-        ends: &[PlainEnd],
-        turn: Option<Turn>,
-    ) -> Result<Vec<TaskId>, StoreError> {
-        let mut tx = self.begin_in(turn).await?;
-        let fields = [("id", "text"), ("attempt", "bigint"), ("progress", "text")];
-        // The condition is the fence: it holds the row as an update does, and finds state and attempt as they are then.
-        let sql = format!(
-            "UPDATE tasks SET state = 'finished', result = 'null', error = NULL, finished = {}, \
-             progress_report = r.progress, spawned_tasks = '[]' FROM {} \
-             WHERE tasks.task_id = r.id AND tasks.attempt = r.attempt AND tasks.state || '' = 'running' \
-             RETURNING task_id, finished, (SELECT COUNT(*) FROM schedule_fires f \
-             WHERE f.task_id = tasks.task_id OR f.task_id = tasks.parent_id) AS fires",
-            self.engine.clock(),
-            keys(self.engine, &fields)
-        );
-        let rows: Vec<Value> = ends
-            .iter()
-            .map(|end| json!({"id": end.lease.task_id, "attempt": end.lease.attempt, "progress": end.progress}))
-            .collect();
-        let found = sqlx::query(assembled(sql))
-            .bind(Value::Array(rows).to_string())
-            .fetch_all(tx.on())
-            .await?;
-        let (mut finished, mut fired, mut now) = (Vec::new(), Vec::new(), Timestamp(0));
-        for r in &found {
-            let id: TaskId = row::parsed(r, "task_id")?;
-            now = now.max(row::instant(r, "finished")?);
-            finished.push(id);
-            if r.try_get::<i64, _>("fires")? > 0 {
-                fired.push(id);
-            }
-        }
-        if !fired.is_empty() {
-            tx.count_good_runs(&fired).await?;
-        }
-        if !finished.is_empty() {
-            tx.release_reservations(&finished).await?;
-            let messages: Vec<Message> = finished.iter().map(|id| Message::ended(*id)).collect();
-            tx.tell(now, &messages).await?;
-        }
-        tx.commit().await?;
-        Ok(finished)
     }
 
     /// Writes a progress report; false if the attempt is over.

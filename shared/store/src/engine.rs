@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use pulp_model::{TaskId, Timestamp, task::TaskKind};
 use sqlx::{
-    Any, AnyConnection, AssertSqlSafe, Connection as _, Executor, Row as _, SqlSafeStr as _, SqlStr,
-    any::{AnyArguments, AnyPoolOptions},
+    Any, AnyConnection, AssertSqlSafe, Connection as _, Execute, Executor, Row as _, SqlSafeStr as _, SqlStr,
+    any::{AnyArguments, AnyPoolOptions, AnyRow},
     query::Query,
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -20,6 +20,7 @@ use crate::{
     outbox::{Fresh, OutboxRow},
     patience::{self, Patience, Patient},
     pool::{LONGEST_QUEUE, Lease, Pool},
+    scripts::{self, Script},
     tasks::Request,
     together::Together,
     wal::Wal,
@@ -162,6 +163,39 @@ impl Store {
         Ok(tx)
     }
 
+    /// The same by a script of SQLite, and with what it gives.
+    pub(crate) async fn begin_asking(
+        &self,
+        script: Script,
+        turn: Option<Turn>,
+    ) -> Result<(Tx, Vec<AnyRow>), StoreError> {
+        let turn = match turn {
+            Some(turn) => Some(turn),
+            None => self.turn_to_write().await,
+        };
+        let (lease, rows) = self.pool.begin_asking(script, turn).await?;
+        let mut tx = self.tx(lease);
+        tx.wal.clone_from(&self.wal);
+        Ok((tx, rows))
+    }
+
+    /// The same of a transaction whose commit need not outlive a crash; see [`Store::begin_repeatable`].
+    pub(crate) async fn begin_repeatable_asking(
+        &self,
+        script: Script,
+    ) -> Result<(Tx, Vec<AnyRow>), StoreError> {
+        let (mut tx, rows) = self.begin_asking(script, None).await?;
+        tx.wal = None;
+        Ok((tx, rows))
+    }
+
+    /// A whole transaction as one script of SQLite, and what it gives.
+    pub(crate) async fn transaction(&self, script: Script) -> Result<Vec<AnyRow>, StoreError> {
+        let rows = self.pool.transaction(script, self.turn_to_write().await).await?;
+        on_disk(self.wal.as_ref()).await?;
+        Ok(rows)
+    }
+
     /// What a transaction that writes has to wait for before it can begin; nothing with PostgreSQL, which has many writers.
     pub(crate) async fn turn_to_write(&self) -> Option<Turn> {
         match self.engine {
@@ -190,7 +224,7 @@ impl Store {
 
     async fn begin_by(&self, postgres: &'static str, turn: Option<Turn>) -> Result<Tx, StoreError> {
         let statement = match self.engine {
-            Engine::Sqlite => "BEGIN IMMEDIATE",
+            Engine::Sqlite => scripts::BEGIN,
             Engine::Postgres => postgres,
         };
         Ok(self.tx(self.pool.begin_with(statement, turn).await?))
@@ -246,6 +280,14 @@ pub struct Tx {
 impl Tx {
     /// Makes it all so, and hands its messages to the relay.
     pub async fn commit(self) -> Result<(), StoreError> {
+        self.commit_by(scripts::COMMIT).await
+    }
+
+    /// The same, with statements before it in the same call; see [`crate::scripts`].
+    pub(crate) async fn commit_by(
+        self,
+        statements: impl Execute<'static, Any> + 'static,
+    ) -> Result<(), StoreError> {
         let Self {
             lease,
             engine,
@@ -257,13 +299,13 @@ impl Tx {
         let hand_over = move || fresh.committed(told, has_outbox);
         match engine {
             Engine::Postgres => {
-                lease.commit().await?;
+                lease.commit_by(statements).await?;
                 hand_over();
             }
             Engine::Sqlite => {
                 // Brought to its end also when nobody waits for it any more: without rows its messages are nowhere else.
                 let commit = async move {
-                    lease.commit().await?;
+                    lease.commit_by(statements).await?;
                     hand_over();
                     Ok::<(), StoreError>(())
                 };
@@ -271,10 +313,7 @@ impl Tx {
                 ended.map_err(|e| StoreError::NotTogether(e.to_string()))??;
             }
         }
-        match wal {
-            Some(wal) => wal.sync().await,
-            None => Ok(()),
-        }
+        on_disk(wal.as_ref()).await
     }
 
     /// The connection, for the statements of this crate.
@@ -341,14 +380,6 @@ impl Tx {
         }
     }
 
-    /// The same query with its rows kept from being changed; SQLite's only writer has them all.
-    pub(crate) fn sharing(&self, sql: String) -> String {
-        match self.engine {
-            Engine::Postgres => sql + " FOR SHARE",
-            Engine::Sqlite => sql,
-        }
-    }
-
     /// A statement that ends in a row lock (`FOR UPDATE`, `FOR SHARE`, …), as this engine understands it.
     pub(crate) fn locking(&self, sql: &'static str) -> SqlStr {
         match self.engine {
@@ -405,7 +436,7 @@ pub(crate) fn records_of(engine: Engine, parameter: usize, fields: &[(&str, &str
             list(&|name, of| format!("{name} {of}"))
         ),
         Engine::Sqlite => format!(
-            "(SELECT {} FROM json_each(${parameter})) AS r",
+            "(SELECT {} FROM jsonb_each(${parameter})) AS r",
             list(&|name, _| format!("value ->> '{name}' AS {name}"))
         ),
     }
@@ -452,6 +483,14 @@ fn turn_key(repo: &str) -> i64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     BASE + (hash % 512) as i64
+}
+
+/// Returns when what was committed outlives a crash of the machine; none means that it need not.
+async fn on_disk(wal: Option<&Wal>) -> Result<(), StoreError> {
+    match wal {
+        Some(wal) => wal.sync().await,
+        None => Ok(()),
+    }
 }
 
 async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Result<Timestamp, StoreError> {

@@ -2,8 +2,7 @@
 //!
 //! There a statement is a round trip, and a transaction of four statements is six of them. So what a grant, a claim and a
 //! plain end do is one statement, whose parts take their rows from what the part before has changed; it is a
-//! transaction by itself. SQLite is in this process, and can't change anything within such a statement: it takes the
-//! same steps one by one.
+//! transaction by itself. SQLite can't change anything within such a statement, and has [scripts](crate::scripts) instead.
 //!
 //! States are compared as `state || substr(r.id, 1, 0)`, which is the state: the planner thinks that few tasks are in a
 //! given state, and would find those first, by an index or by reading a small table as a whole. A condition that needs the
@@ -19,7 +18,7 @@ use crate::{
     Engine, Store, StoreError,
     attempts::PlainEnd,
     engine::{assembled, keys},
-    grants::{Grant, Granted, ROLE, reservations_of},
+    grants::{Grant, Granted, ROLE, message_of, reservations_of},
     outbox::{Message, OutboxRow},
     row,
     workers::Incarnation,
@@ -37,7 +36,7 @@ impl Store {
     ) -> Result<(Vec<Granted>, Timestamp), StoreError> {
         let messages: HashMap<TaskId, (OutboxRow, &Grant)> = grants
             .iter()
-            .map(|grant| (grant.id, (granted(grant, Attempt(0), epoch).row(), grant)))
+            .map(|grant| (grant.id, (message_of(grant, Attempt(0), epoch).row(), grant)))
             .collect();
         let rows = grants.iter().filter_map(|grant| messages.get(&grant.id)).map(|(message, grant)| {
             json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body, "claims": row::to_json(&reservations_of(grant))})
@@ -90,7 +89,7 @@ impl Store {
             let granted = Granted::read(r)?;
             if let Some((message, grant)) = messages.get(&granted.id) {
                 told.push(OutboxRow {
-                    body: self::granted(grant, granted.attempt, epoch).row().body,
+                    body: message_of(grant, granted.attempt, epoch).body(),
                     trace: granted.trace.clone(),
                     ..message.clone()
                 });
@@ -184,10 +183,6 @@ impl Store {
         self.fresh.committed(told, self.has_outbox);
         Ok(finished)
     }
-}
-
-fn granted(grant: &Grant, attempt: Attempt, epoch: Epoch) -> Message {
-    Message::granted(grant.id, attempt, grant.class, epoch)
 }
 
 /// Whether a row is of a task, and not that of a lease without any.

@@ -7,7 +7,7 @@ use std::{
 
 use pulp_model::{
     Attempt, CodedError, Epoch, ErrorCode, TaskId, Timestamp,
-    task::{Claim, LockMode, Owner, ResourceKey, TaskClass, TaskState},
+    task::{Claim, LockMode, Newcomer, Owner, ResourceKey, TaskClass, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
 use serde::Serialize;
@@ -52,6 +52,25 @@ pub struct LiveTask {
     pub claims: Vec<Claim>,
     /// Its place in the order of arrival, with the id as tie-break.
     pub created: Timestamp,
+}
+
+impl From<Newcomer> for LiveTask {
+    /// As it was when it was made.
+    fn from(new: Newcomer) -> Self {
+        Self {
+            id: new.task_id,
+            state: TaskState::Waiting,
+            attempt: Attempt(0),
+            class: new.class,
+            owner: new.owner,
+            kind_name: new.kind_name,
+            schema_version: new.schema_version,
+            not_before: None,
+            steps_aside: false,
+            claims: new.claims,
+            created: new.created,
+        }
+    }
 }
 
 /// A part of a resource's line.
@@ -180,41 +199,12 @@ impl Store {
         let grants: Vec<Grant> = grants.iter().filter(|g| seen.insert(g.id)).cloned().collect();
         let (granted, now) = match self.engine {
             Engine::Postgres => self.grant_at_once(epoch, &grants).await?,
-            Engine::Sqlite => self.grant_in_steps(epoch, &grants).await?,
+            Engine::Sqlite => self.grant_in_two_calls(epoch, &grants).await?,
         };
         tell_of_grants(epoch, &grants, &granted, now);
         let attempts: HashMap<TaskId, Attempt> = granted.iter().map(|g| (g.id, g.attempt)).collect();
         let of = |grant: &Grant| Some((grant.id, *attempts.get(&grant.id)?));
         Ok(grants.iter().filter_map(of).collect())
-    }
-
-    async fn grant_in_steps(
-        &self,
-        epoch: Epoch,
-        grants: &[Grant],
-    ) -> Result<(Vec<Granted>, Timestamp), StoreError> {
-        // A grant that a crash takes is one that was never made: no claim can have outlived it.
-        let mut tx = self.begin_repeatable().await?;
-        let now = tx.require_epoch(ROLE, epoch).await?;
-        let granted = tx.accept(epoch, grants, now).await?;
-        let attempts: HashMap<TaskId, &Granted> = granted.iter().map(|g| (g.id, g)).collect();
-        let accepted: Vec<Grant> = grants
-            .iter()
-            .filter(|g| attempts.contains_key(&g.id))
-            .cloned()
-            .collect();
-        tx.reserve(&accepted, now).await?;
-        let ids: Vec<TaskId> = accepted.iter().map(|grant| grant.id).collect();
-        tx.close_requests(&ids).await?;
-        let message = |grant: &Grant| {
-            let granted = attempts.get(&grant.id)?;
-            let message = Message::granted(grant.id, granted.attempt, grant.class, epoch);
-            Some(message.within(granted.trace.clone()))
-        };
-        let messages: Vec<_> = accepted.iter().filter_map(message).collect();
-        tx.tell(now, &messages).await?;
-        tx.commit().await?;
-        Ok((granted, now))
     }
 
     /// Sends grants again that no worker has claimed for `older_than`: their message was lost, or its queue is
@@ -339,52 +329,6 @@ impl Store {
 }
 
 impl Tx {
-    /// Counts the next attempt of those tasks that still wait.
-    async fn accept(
-        &mut self,
-        epoch: Epoch,
-        grants: &[Grant],
-        now: Timestamp,
-    ) -> Result<Vec<Granted>, StoreError> {
-        let ids: Vec<TaskId> = grants.iter().map(|grant| grant.id).collect();
-        let sql = format!(
-            "UPDATE tasks SET state = 'accepted', attempt = attempt + 1, epoch = $2, accepted = $3 FROM {} \
-             WHERE task_id = r.id AND state || '' = 'waiting' AND COALESCE(not_before, 0) <= $3 \
-             RETURNING task_id, attempt, created, traceparent, tracestate",
-            keys(self.engine, &[("id", "text")])
-        );
-        let rows = sqlx::query(assembled(sql))
-            .bind(ids_of(&ids))
-            .bind(epoch.0)
-            .bind(now.micros())
-            .fetch_all(self.on())
-            .await?;
-        rows.iter().map(Granted::read).collect()
-    }
-
-    /// Reserves what the granted tasks take; the database refuses a conflict.
-    async fn reserve(&mut self, granted: &[Grant], now: Timestamp) -> Result<(), StoreError> {
-        let fields = [
-            ("id", "text"),
-            ("resource", "text"),
-            ("place", "bigint"),
-            ("exclusive", "bigint"),
-        ];
-        let sql = format!(
-            "INSERT INTO reservations (resource, task_id, exclusive, place, granted) \
-             SELECT r.resource, r.id, r.exclusive, r.place, CAST($2 AS BIGINT) FROM {}",
-            records(self.engine, &fields)
-        );
-        sqlx::query(assembled(sql))
-            .bind(row::to_json(
-                &granted.iter().flat_map(reservations_of).collect::<Vec<_>>(),
-            ))
-            .bind(now.micros())
-            .execute(self.on())
-            .await?;
-        Ok(())
-    }
-
     pub(crate) async fn end_revoked(
         &mut self,
         id: TaskId,
@@ -425,6 +369,11 @@ impl Granted {
             trace: row::trace(found)?,
         })
     }
+}
+
+/// What tells a worker of this grant.
+pub(crate) fn message_of(grant: &Grant, attempt: Attempt, epoch: Epoch) -> Message {
+    Message::granted(grant.id, attempt, grant.class, epoch)
 }
 
 /// What a task takes, as [`records`] of id, resource, place and exclusive.

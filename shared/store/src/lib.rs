@@ -12,6 +12,7 @@ mod migrate;
 mod patience;
 mod pool;
 mod row;
+mod scripts;
 mod together;
 mod wal;
 

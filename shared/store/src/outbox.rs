@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use pulp_model::{Attempt, Epoch, TaskId, Timestamp, task::TaskClass};
+use pulp_model::{
+    Attempt, Epoch, TaskId, Timestamp,
+    task::{Newcomer, TaskClass},
+};
 use pulp_trace::TraceContext;
 use serde_json::{Value, json};
 use sqlx::Row as _;
@@ -206,20 +209,26 @@ impl OutboxBatch {
 impl Tx {
     /// Leaves messages for the relay, in their order; committing rings it.
     pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
+        if let Some(rows) = self.leave_rows(messages) {
+            sqlx::query(assembled(insertion(self.engine, 1)))
+                .bind(rows)
+                .bind(now.micros())
+                .execute(self.on())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// [Leaves](Self::leave) these; none if there is nothing to write.
+    pub(crate) fn leave_rows(&mut self, messages: &[Message]) -> Option<String> {
         if messages.is_empty() {
-            return Ok(());
+            return None;
         }
         if !self.has_outbox {
             self.told.extend(messages.iter().map(Message::row));
-            return Ok(());
+            return None;
         }
-        let rows = self.leave(messages);
-        sqlx::query(assembled(insertion(self.engine, 1)))
-            .bind(rows)
-            .bind(now.micros())
-            .execute(self.on())
-            .await?;
-        Ok(())
+        Some(self.leave(messages))
     }
 
     /// Hands these to the relay with the commit, and gives the rows that an [`insertion`] takes. If that fails, so
@@ -271,7 +280,16 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// To the resource manager: a task waits.
+    /// To the resource manager: a task was made.
+    pub(crate) fn made(task: &Newcomer) -> Self {
+        Self {
+            queue: INTAKE,
+            body: json!({"v": 1, "type": "submitted", "task_id": task.task_id, "made": task}),
+            trace: None,
+        }
+    }
+
+    /// To the resource manager: a task waits again.
     pub(crate) fn submitted(id: TaskId) -> Self {
         Self {
             queue: INTAKE,
@@ -303,9 +321,14 @@ impl Message {
         OutboxRow {
             id: Uuid::now_v7().to_string(),
             queue: self.queue.to_owned(),
-            body: self.body.to_string(),
+            body: self.body(),
             trace: self.trace.clone().or_else(TraceContext::current),
         }
+    }
+
+    /// Its body, as it is on the wire.
+    pub(crate) fn body(&self) -> String {
+        self.body.to_string()
     }
 
     /// The same as a part of this trace.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
-    task::{Coalescing, LockMode, Owner, ResourceKey, TaskKind, TaskState},
+    task::{Coalescing, LockMode, Newcomer, Owner, ResourceKey, TaskKind, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
 use serde::Serialize;
@@ -16,6 +16,7 @@ use crate::{
     engine::{Turn, assembled, ids_of, keys, placeholders, records, records_of},
     outbox::{self, Message},
     row,
+    scripts::{self, Script},
     together::all_or_each_with,
 };
 
@@ -190,8 +191,13 @@ impl Store {
         for submission in &submissions {
             ids.push(tx.conceive(submission, &mut births).await?);
         }
-        tx.bear(&births, now).await?;
-        tx.commit().await?;
+        if births.is_empty() || tx.engine == Engine::Postgres {
+            tx.bear(&births, now).await?;
+            tx.commit().await?;
+        } else {
+            let last = tx.births(&births, now, scripts::COMMIT);
+            tx.commit_by(last).await?;
+        }
         Ok(ids)
     }
 
@@ -390,9 +396,14 @@ impl Tx {
 
     /// Writes tasks with all that belongs to each, and the messages that tell the resource manager.
     async fn bear(&mut self, births: &[Birth<'_>], now: Timestamp) -> Result<(), StoreError> {
-        if births.is_empty() {
-            return Ok(());
+        if !births.is_empty() {
+            self.births(births, now, "").execute(self.on()).await?;
         }
+        Ok(())
+    }
+
+    /// The call that does so. On SQLite it is a script, and may `end` in one more statement.
+    fn births(&mut self, births: &[Birth<'_>], now: Timestamp, end: &str) -> Script {
         let (mut rows, mut tags, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         let mut messages = Vec::with_capacity(births.len());
         for birth in births {
@@ -424,7 +435,16 @@ impl Tx {
                 exclusive: (claim.mode == LockMode::Exclusive).into(),
                 resource: claim.resource,
             }));
-            messages.push(Message::submitted(birth.id).within(Some(trace)));
+            let newcomer = Newcomer {
+                task_id: birth.id,
+                class: kind.class(),
+                owner: Owner::from_stored(birth.owner),
+                kind_name: kind.name().to_owned(),
+                schema_version: kind.schema_version(),
+                claims: kind.claims(),
+                created: now,
+            };
+            messages.push(Message::made(&newcomer).within(Some(trace)));
         }
         let fields = [
             ("id", "text"),
@@ -465,39 +485,32 @@ impl Tx {
             )
         };
         let (rows, tags, claims) = (row::to_json(&rows), row::to_json(&tags), row::to_json(&claims));
-        match engine {
+        let messages = self.leave_rows(&messages);
+        let sql = match engine {
             // One statement for all four: each is a round trip.
-            Engine::Postgres => {
-                let sql = format!(
-                    "WITH born AS ({insert_tasks}), tagged AS ({}), claimed AS ({}) {}",
-                    insert_tags(3),
-                    insert_claims(4),
-                    outbox::insertion(engine, 5)
-                );
-                let messages = self.leave(&messages);
-                sqlx::query(assembled(sql))
-                    .bind(rows)
-                    .bind(now.micros())
-                    .bind(tags)
-                    .bind(claims)
-                    .bind(messages)
-                    .execute(self.on())
-                    .await?;
-                Ok(())
-            }
+            Engine::Postgres => format!(
+                "WITH born AS ({insert_tasks}), tagged AS ({}), claimed AS ({}) {}",
+                insert_tags(3),
+                insert_claims(4),
+                outbox::insertion(engine, 5)
+            ),
             Engine::Sqlite => {
-                // It takes several at once, each with the parameters of all.
-                let sql = format!("{insert_tasks}; {}; {}", insert_tags(3), insert_claims(4));
-                sqlx::query(assembled(sql))
-                    .bind(rows)
-                    .bind(now.micros())
-                    .bind(tags)
-                    .bind(claims)
-                    .execute(self.on())
-                    .await?;
-                self.tell(now, &messages).await
+                let tell = messages.as_ref().map(|_| outbox::insertion(engine, 5));
+                let statements = [
+                    Some(insert_tasks),
+                    Some(insert_tags(3)),
+                    Some(insert_claims(4)),
+                    tell,
+                ];
+                scripts::joined(statements.into_iter().flatten(), end)
             }
-        }
+        };
+        sqlx::query(assembled(sql))
+            .bind(rows)
+            .bind(now.micros())
+            .bind(tags)
+            .bind(claims)
+            .bind(messages)
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.

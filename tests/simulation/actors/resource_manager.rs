@@ -6,7 +6,7 @@ use pulp_liveness::Trust;
 use pulp_model::{Attempt, Epoch, TaskId, deadline::HardLimits};
 use pulp_resource_manager::{
     Ledger as Port,
-    leader::{Leader, Next},
+    leader::{Leader, News, Next},
 };
 use pulp_store::{
     StoreError,
@@ -170,10 +170,16 @@ async fn lead(ctx: &Ctx, settings: &Settings, epoch: Epoch) {
                 done
             }
             batch = next_batch(ctx, &mut intake) => {
-                let changed: Vec<TaskId> = batch.iter().map(|d| d.message.task).collect();
-                let ended = batch.iter().map(|d| d.message).filter(|m| m.terminal);
-                let ended: Vec<TaskId> = ended.map(|m| m.task).collect();
-                let done = leader.take_in(&changed, &ended).await;
+                let messages = || batch.iter().map(|d| d.message);
+                let news = News {
+                    changed: messages().map(|m| m.task).collect(),
+                    ended: messages().filter(|m| m.terminal).map(|m| m.task).collect(),
+                    made: {
+                        let ledger = ctx.sim.ledger.borrow();
+                        messages().filter(|m| m.made).filter_map(|m| ledger.newcomer(m.task)).collect()
+                    },
+                };
+                let done = leader.take_in(news).await;
                 if done.is_ok() {
                     for delivery in batch {
                         ctx.ack(delivery);

@@ -385,6 +385,7 @@ async fn queues_do_not_mix(broker: Arc<dyn Broker>) {
             },
             _ => Message::Submitted {
                 task_id: TaskId::new(),
+                made: None,
             },
         };
         assert_eq!(message.queue(), queue);
