@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
+use pulp_broker::Message;
 use pulp_model::{
-    Epoch, TaskId,
+    Attempt, Epoch, TaskId,
     deadline::{Deadlines, HardLimits},
     task::{Owner, TaskClass, TaskKind, TaskState},
 };
@@ -20,6 +21,7 @@ use pulp_store::{
     ClaimOutcome, Store,
     attempts::Outcome,
     grants::ROLE,
+    outbox::OutboxRow,
     tasks::Submission,
     workers::{Incarnation, Serving},
 };
@@ -203,4 +205,39 @@ async fn owners_get_turns_by_their_weights() {
     // Three turns to one, give or take what the last round cut off.
     let share = seen.len() * 3 / 4;
     assert!(served["release"].abs_diff(share) <= 2, "{served:?}");
+}
+
+#[tokio::test]
+async fn a_task_told_of_again_while_it_runs_and_after_its_end_takes_its_place_once() {
+    let bed = Bed::new().await;
+    let settings = settings(&[]);
+    let mut leader = Leader::new(&settings, &bed.store, bed.epoch);
+    leader.sweep(true).await.unwrap();
+    let first = bed.submit(&user("ann"), [publish("a")]).await[0];
+    let made: Vec<_> = bed.store.outbox_fresh(1).iter().map(message).collect();
+    let told = || News {
+        changed: vec![first],
+        made: made.iter().flat_map(Message::made).cloned().collect(),
+        ..News::default()
+    };
+    assert_eq!(told().made.len(), 1);
+    leader.take_in(told()).await.unwrap();
+    assert_eq!(bed.granted(&HashSet::new()).await, [first]);
+    leader.take_in(told()).await.unwrap();
+    let granted = bed.store.live_among(&[first]).await.unwrap().remove(0);
+    assert_eq!(
+        (granted.state, granted.attempt),
+        (TaskState::Accepted, Attempt(1))
+    );
+    // Of its end the leader hears nothing, but twice more that it was made.
+    bed.run(first).await;
+    leader.take_in(told()).await.unwrap();
+    leader.take_in(told()).await.unwrap();
+    let second = bed.submit(&user("ann"), [publish("a")]).await[0];
+    leader.take_in(changed(second)).await.unwrap();
+    assert_eq!(bed.granted(&HashSet::new()).await, [second]);
+}
+
+fn message(row: &OutboxRow) -> Message {
+    Message::from_json(row.body.as_bytes()).unwrap()
 }

@@ -36,11 +36,12 @@ pub struct OutboxFigures {
 const COUNTED: i64 = 100_000;
 
 impl Store {
-    /// Granted and running tasks by class and state. The cost grows with what workers hold, whatever waits.
+    /// Granted and running tasks by class and state. The cost grows with what workers hold, whatever waits (with
+    /// SQLite, with all that is live).
     pub async fn live_figures(&self) -> Result<Vec<LiveFigures>, StoreError> {
         let now = self.now().await?;
         let sql = "SELECT class, state, COUNT(*) AS n, MIN(created) AS oldest FROM tasks \
-                   WHERE state IN ('accepted', 'running') GROUP BY class, state";
+                   WHERE state IN ('accepted', 'running') AND finished IS NULL GROUP BY class, state";
         let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
         rows.iter()
             .map(|r| {
@@ -60,7 +61,8 @@ impl Store {
     /// How long the oldest waiting task has waited; zero if none waits. One look into an index.
     pub async fn oldest_waiting(&self) -> Result<Duration, StoreError> {
         let now = self.now().await?;
-        let sql = "SELECT created FROM tasks WHERE state = 'waiting' ORDER BY created LIMIT 1";
+        let sql =
+            "SELECT created FROM tasks WHERE state = 'waiting' AND finished IS NULL ORDER BY created LIMIT 1";
         let found = sqlx::query(sql).fetch_optional(&self.pool).await?;
         found.map_or(Ok(Duration::ZERO), |r| {
             Ok(since(Timestamp(r.try_get("created")?), now))

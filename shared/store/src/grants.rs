@@ -115,11 +115,11 @@ impl Store {
     pub async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError> {
         let sql = assembled(format!(
             "SELECT {LIVE_COLUMNS} FROM tasks \
-             WHERE state IN ('waiting', 'accepted', 'running') ORDER BY created, task_id"
+             WHERE state IN ('waiting', 'accepted', 'running') AND finished IS NULL ORDER BY created, task_id"
         ));
         let rows = sqlx::query(sql).fetch_all(&self.pool).await?;
-        let claims = "SELECT r.task_id, r.resource, r.exclusive FROM task_resources r JOIN tasks t ON t.task_id = r.task_id \
-                      WHERE t.state IN ('waiting', 'accepted', 'running') ORDER BY r.resource";
+        let claims = "SELECT task_id, resource, exclusive FROM task_resources WHERE task_id IN (SELECT task_id FROM tasks \
+                      WHERE state IN ('waiting', 'accepted', 'running') AND finished IS NULL) ORDER BY resource";
         let mut claims = by_task(&sqlx::query(claims).fetch_all(&self.pool).await?)?;
         let of = |r: &AnyRow| {
             live(
@@ -214,7 +214,7 @@ impl Store {
         let now = tx.require_epoch(ROLE, epoch).await?;
         // One that is being claimed just now needs no second message.
         let unclaimed = tx.locking(
-            "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' \
+            "SELECT task_id, attempt, class, traceparent, tracestate FROM tasks WHERE state = 'accepted' AND finished IS NULL \
              AND COALESCE(resent, accepted) < $1 ORDER BY accepted LIMIT 1000 FOR UPDATE SKIP LOCKED",
         );
         let before = now.plus_micros(-micros(older_than)).micros();

@@ -79,7 +79,7 @@ impl Store {
         for sql in [
             "UPDATE leases SET expires = 0",
             "UPDATE workers SET expires = 0",
-            "UPDATE tasks SET resent = 0 WHERE state = 'accepted'",
+            "UPDATE tasks SET resent = 0 WHERE state = 'accepted' AND finished IS NULL",
         ] {
             sqlx::query(sql).execute(tx.on()).await?;
         }

@@ -211,7 +211,7 @@ async fn service(
             service.reads = service.reads.max(worker.supports.get(&task.kind).copied());
         }
     }
-    let sql = "SELECT state, COUNT(*) AS n FROM tasks WHERE class = $1 AND state IN ('accepted', 'running') GROUP BY state";
+    let sql = "SELECT state, COUNT(*) AS n FROM tasks WHERE class = $1 AND state IN ('accepted', 'running') AND finished IS NULL GROUP BY state";
     let rows = sqlx::query(sql).bind(task.class.as_str());
     for r in rows.fetch_all(tx.on()).await? {
         match state(&r)? {
@@ -220,7 +220,7 @@ async fn service(
         }
     }
     if let Some(accepted) = accepted {
-        let sql = "SELECT COUNT(*) AS n FROM tasks WHERE class = $1 AND state = 'accepted' AND task_id <> $2 \
+        let sql = "SELECT COUNT(*) AS n FROM tasks WHERE class = $1 AND state = 'accepted' AND finished IS NULL AND task_id <> $2 \
                    AND (accepted < $3 OR (accepted = $3 AND task_id < $2))";
         let query = sqlx::query(sql)
             .bind(task.class.as_str())
@@ -229,7 +229,7 @@ async fn service(
         service.granted_before = count(&query.fetch_one(tx.on()).await?)?;
     }
     let sql = "SELECT COUNT(*) AS n, COUNT(CASE WHEN owner = $4 THEN 1 END) AS of_owner FROM tasks WHERE class = $1 \
-               AND state = 'waiting' AND (created < $2 OR (created = $2 AND task_id < $3))";
+               AND state = 'waiting' AND finished IS NULL AND (created < $2 OR (created = $2 AND task_id < $3))";
     let query = sqlx::query(sql)
         .bind(task.class.as_str())
         .bind(task.created.micros())
