@@ -16,10 +16,6 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Parser, Subcommand};
 use pulp_runtime::config::Config;
 
-/// Most of what a busy api or leader does with memory is small and short-lived, and made on one thread to be freed on another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Syncs, imports, versions, publishes, exports and serves container images.
 #[derive(Debug, Parser)]
 #[command(name = "pulp", version, about)]

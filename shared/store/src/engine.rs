@@ -154,10 +154,7 @@ impl Store {
 
     /// The same in a [turn](Self::turn_to_write) that the caller may have.
     pub(crate) async fn begin_in(&self, turn: Option<Turn>) -> Result<Tx, StoreError> {
-        let turn = match turn {
-            Some(turn) => Some(turn),
-            None => self.turn_to_write().await,
-        };
+        let turn = self.this_or_next_turn(turn).await;
         let mut tx = self.begin_by("BEGIN", turn).await?;
         tx.wal.clone_from(&self.wal);
         Ok(tx)
@@ -169,10 +166,7 @@ impl Store {
         script: Script,
         turn: Option<Turn>,
     ) -> Result<(Tx, Vec<AnyRow>), StoreError> {
-        let turn = match turn {
-            Some(turn) => Some(turn),
-            None => self.turn_to_write().await,
-        };
+        let turn = self.this_or_next_turn(turn).await;
         let (lease, rows) = self.pool.begin_asking(script, turn).await?;
         let mut tx = self.tx(lease);
         tx.wal.clone_from(&self.wal);
@@ -201,6 +195,13 @@ impl Store {
         match self.engine {
             Engine::Sqlite => Some(self.writer_turn().await),
             Engine::Postgres => None,
+        }
+    }
+
+    async fn this_or_next_turn(&self, turn: Option<Turn>) -> Option<Turn> {
+        match turn {
+            Some(turn) => Some(turn),
+            None => self.turn_to_write().await,
         }
     }
 
