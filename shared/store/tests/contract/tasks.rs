@@ -2,10 +2,11 @@
 
 use pulp_model::{
     TaskId,
-    task::{TaskKind, TaskState},
+    task::{Newcomer, TaskKind, TaskState},
 };
 use pulp_store::{
     attempts::Outcome,
+    grants::LiveTask,
     tasks::{CancelOutcome, TaskFilter},
 };
 use serde_json::{Map, json};
@@ -61,8 +62,14 @@ async fn a_new_task_is_row_tags_resources_and_message_together(bed: &Bed) {
     let batch = bed.outbox_batch(10).await.unwrap();
     assert_eq!(batch.rows.len(), 1);
     assert_eq!(batch.rows[0].queue, "intake");
-    let body: serde_json::Value = serde_json::from_str(&batch.rows[0].body).unwrap();
-    assert_eq!(body, json!({"v": 1, "type": "submitted", "task_id": id}));
+    let mut body: serde_json::Value = serde_json::from_str(&batch.rows[0].body).unwrap();
+    // What the message says of the task is what its row says.
+    let made: Newcomer = serde_json::from_value(body["made"].take()).unwrap();
+    assert_eq!(LiveTask::from(made), live[0]);
+    assert_eq!(
+        body,
+        json!({"v": 1, "type": "submitted", "task_id": id, "made": null})
+    );
 }
 
 async fn a_task_that_is_not_committed_leaves_nothing(bed: &Bed) {
