@@ -195,9 +195,13 @@ impl Server {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        let group = format!("-{}", self.pid());
+        let pid = self.pid();
+        // Its children may have groups of their own, as PostgreSQL's sessions have, which would go on for a moment.
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let _ = Command::new("kill")
-            .args(["-KILL", "--", &group])
+            .args(["-KILL", "--", &format!("-{pid}")])
+            .args(children.split_whitespace())
             .stderr(Stdio::null())
             .status();
         let _ = self.child.wait();
