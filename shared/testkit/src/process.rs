@@ -197,8 +197,7 @@ impl Server {
         }
         let pid = self.pid();
         // Its children may have groups of their own, as PostgreSQL's sessions have, which would go on for a moment.
-        let children =
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let _ = Command::new("kill")
             .args(["-KILL", "--", &format!("-{pid}")])
             .args(children.split_whitespace())
