@@ -122,7 +122,7 @@ pub struct News {
     /// Those that are certain to be in a terminal state.
     pub ended: Vec<TaskId>,
     /// Those that were made, as they were then.
-    pub made: Vec<Newcomer>,
+    pub made: Vec<Arc<Newcomer>>,
 }
 
 /// How a leader goes on after a step.
@@ -205,8 +205,13 @@ impl<'a, L: Ledger> Leader<'a, L> {
         let mut made = news.made;
         made.retain(|task| !self.knows(task.task_id) && ids.remove(&task.task_id));
         self.look_at(&ids.into_iter().collect::<Vec<_>>()).await?;
-        self.know_with_those_before(made.into_iter().map(LiveTask::from).collect())
-            .await?;
+        self.know_with_those_before(
+            made.into_iter()
+                .map(Arc::unwrap_or_clone)
+                .map(LiveTask::from)
+                .collect(),
+        )
+        .await?;
         self.grant().await
     }
 
@@ -240,13 +245,14 @@ impl<'a, L: Ledger> Leader<'a, L> {
     async fn know_with_those_before(&mut self, mut live: Vec<LiveTask>) -> Result<(), StoreError> {
         loop {
             let gaps = self.horizon.gaps(&live);
+            let known: Vec<TaskId> = live.iter().map(|task| task.id).collect();
             for task in live {
                 self.know(task);
             }
             if gaps.is_empty() {
                 return Ok(());
             }
-            let mut unknown = self.ledger.waiting_in(&gaps).await?;
+            let mut unknown = self.ledger.waiting_in(&gaps, &known).await?;
             unknown.retain(|id| !self.knows(*id));
             self.horizon.close(gaps);
             if unknown.is_empty() {

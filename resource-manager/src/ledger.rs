@@ -17,7 +17,7 @@ use pulp_store::{
 pub trait Ledger {
     async fn live_tasks(&self) -> Result<Vec<LiveTask>, StoreError>;
     async fn live_among(&self, ids: &[TaskId]) -> Result<Vec<LiveTask>, StoreError>;
-    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError>;
+    async fn waiting_in(&self, gaps: &[Gap], known: &[TaskId]) -> Result<Vec<TaskId>, StoreError>;
     async fn commit_grants(
         &self,
         epoch: Epoch,
@@ -51,8 +51,8 @@ impl Ledger for Store {
         self.live_among(ids).await
     }
 
-    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
-        self.waiting_in(gaps).await
+    async fn waiting_in(&self, gaps: &[Gap], known: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+        self.waiting_in(gaps, known).await
     }
 
     async fn commit_grants(

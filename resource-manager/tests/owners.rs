@@ -239,5 +239,5 @@ async fn a_task_told_of_again_while_it_runs_and_after_its_end_takes_its_place_on
 }
 
 fn message(row: &OutboxRow) -> Message {
-    Message::from_json(row.body.as_bytes()).unwrap()
+    Message::from_json(row.body().as_bytes()).unwrap()
 }

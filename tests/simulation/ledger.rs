@@ -222,7 +222,7 @@ impl Ledger {
         live
     }
 
-    pub(crate) fn waiting_in(&self, gaps: &[Gap]) -> Vec<TaskId> {
+    pub(crate) fn waiting_in(&self, gaps: &[Gap], known: &[TaskId]) -> Vec<TaskId> {
         if self.mutation == Mutation::NoLookBack {
             return Vec::new();
         }
@@ -238,7 +238,7 @@ impl Ledger {
         };
         self.tasks
             .iter()
-            .filter(|(_, row)| waits(row))
+            .filter(|(id, row)| waits(row) && !known.contains(id))
             .map(|(id, _)| *id)
             .collect()
     }

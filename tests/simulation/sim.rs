@@ -538,7 +538,7 @@ impl Ctx {
 }
 
 pub(crate) fn unavailable() -> StoreError {
-    StoreError::Unavailable(sqlx::Error::PoolTimedOut)
+    StoreError::Unavailable(sqlx::Error::PoolTimedOut.into())
 }
 
 pub(crate) struct Sleep {

@@ -4,7 +4,7 @@
 //! sweep bring them back.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -28,8 +28,8 @@ pub(crate) struct MemoryBroker {
 struct Shared {
     delivery_limit: u32,
     state: Mutex<State>,
-    /// Rung whenever something may have become deliverable, or the broker was closed.
-    bell: Notify,
+    /// Each rung whenever something of its queue may have become deliverable, or the broker was closed.
+    bells: HashMap<Queue, Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl MemoryBroker {
                     next_number: 0,
                     control: Some(broadcast::Sender::new(CONTROL_BACKLOG)),
                 }),
-                bell: Notify::new(),
+                bells: Queue::all().map(|queue| (queue, Arc::default())).collect(),
             }),
         }
     }
@@ -88,6 +88,10 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under the lock can stop half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bell(&self, queue: Queue) -> Arc<Notify> {
+        self.bells.get(&queue).map_or_else(Arc::default, Arc::clone)
     }
 
     fn open(&self) -> Result<MutexGuard<'_, State>, BrokerError> {
@@ -178,7 +182,7 @@ impl Receipt {
         let stored = consumer.unacked.remove(&self.tag).ok_or(BrokerError::Stale)?;
         end(&mut state, stored, queue);
         drop(state);
-        shared.bell.notify_waiters();
+        shared.bell(queue).notify_waiters();
         Ok(())
     }
 }
@@ -197,7 +201,10 @@ impl Broker for MemoryBroker {
             });
         }
         drop(state);
-        self.shared.bell.notify_waiters();
+        let queues: HashSet<Queue> = batch.iter().map(|outgoing| outgoing.queue).collect();
+        for queue in queues {
+            self.shared.bell(queue).notify_waiters();
+        }
         Ok(vec![true; batch.len()])
     }
 
@@ -218,6 +225,7 @@ impl Broker for MemoryBroker {
         );
         Ok(Box::new(MemoryConsumer {
             shared: Arc::clone(&self.shared),
+            bell: self.shared.bell(queue),
             number,
         }))
     }
@@ -275,12 +283,15 @@ impl Broker for MemoryBroker {
             state.give_back(consumer, self.shared.delivery_limit);
         }
         drop(state);
-        self.shared.bell.notify_waiters();
+        for bell in self.shared.bells.values() {
+            bell.notify_waiters();
+        }
     }
 }
 
 struct MemoryConsumer {
     shared: Arc<Shared>,
+    bell: Arc<Notify>,
     number: u64,
 }
 
@@ -293,7 +304,7 @@ impl Consumer for MemoryConsumer {
     async fn next_batch(&mut self, max: usize) -> Result<Vec<Delivery>, BrokerError> {
         loop {
             // Listening begins before looking, so that no ring is missed in between.
-            let rung = self.shared.bell.notified();
+            let rung = self.bell.notified();
             tokio::pin!(rung);
             rung.as_mut().enable();
             {
@@ -329,7 +340,7 @@ impl Drop for MemoryConsumer {
         self.shared
             .lock()
             .give_back(self.number, self.shared.delivery_limit);
-        self.shared.bell.notify_waiters();
+        self.bell.notify_waiters();
     }
 }
 

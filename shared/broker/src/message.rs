@@ -4,7 +4,7 @@
 //! hands a body of another version, or of no known type, to the dead letters: a newer sender bumps `v`
 //! only when an older reader would misunderstand.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use pulp_model::{
     id::{Attempt, Epoch, TaskId},
@@ -76,7 +76,7 @@ pub enum Message {
         task_id: TaskId,
         /// What it is, if it was just made. A sender that leaves it out may mean a task that waits again.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        made: Option<Box<Newcomer>>,
+        made: Option<Arc<Newcomer>>,
     },
     /// A task holds its resources no more.
     Ended {
@@ -96,7 +96,7 @@ pub enum Message {
         terminal: Vec<TaskId>,
         /// Those of them that were just made.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        made: Vec<Newcomer>,
+        made: Vec<Arc<Newcomer>>,
     },
     /// A task holds its resources: whoever claims this attempt first may run it.
     Grant {
@@ -143,11 +143,32 @@ impl Message {
     }
 
     /// Those of them that were just made, as they were then.
-    pub fn made(&self) -> &[Newcomer] {
+    pub fn made(&self) -> &[Arc<Newcomer>] {
         match self {
             Self::Submitted { made: Some(made), .. } => std::slice::from_ref(made),
             Self::Changed { made, .. } => made,
             Self::Submitted { made: None, .. } | Self::Ended { .. } | Self::Grant { .. } => &[],
+        }
+    }
+
+    /// Tells also what other news tell.
+    pub fn tell_also(&mut self, more: &Self) {
+        if !matches!(self, Self::Changed { .. }) {
+            *self = Self::Changed {
+                task_ids: self.task_ids().to_vec(),
+                terminal: self.terminal().to_vec(),
+                made: self.made().to_vec(),
+            };
+        }
+        if let Self::Changed {
+            task_ids,
+            terminal,
+            made,
+        } = self
+        {
+            task_ids.extend_from_slice(more.task_ids());
+            terminal.extend_from_slice(more.terminal());
+            made.extend_from_slice(more.made());
         }
     }
 
@@ -325,7 +346,7 @@ mod tests {
             (
                 Message::Submitted {
                     task_id: id(),
-                    made: Some(Box::new(newcomer())),
+                    made: Some(Arc::new(newcomer())),
                 },
                 format!(r#"{{"v":1,"type":"submitted","task_id":"{ID}","made":{MADE}}}"#),
             ),
@@ -363,7 +384,7 @@ mod tests {
                 Message::Changed {
                     task_ids: vec![id()],
                     terminal: Vec::new(),
-                    made: vec![newcomer()],
+                    made: vec![Arc::new(newcomer())],
                 },
                 format!(r#"{{"v":1,"type":"changed","task_ids":["{ID}"],"made":[{MADE}]}}"#),
             ),

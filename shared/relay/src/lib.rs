@@ -7,9 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use pulp_broker::{Broker, BrokerError, Message, Outgoing, Queue};
+use pulp_broker::{Broker, BrokerError, Message, Outgoing, Queue, Undecodable};
 use pulp_runtime::backoff::Backoff;
-use pulp_store::{Store, StoreError, outbox::OutboxRow};
+use pulp_store::{
+    Store, StoreError,
+    outbox::{Content, OutboxRow, Said},
+};
 use pulp_trace::{Span, SpanKind};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -299,7 +302,7 @@ fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
     // Where the news that are being gathered are.
     let mut news: Option<usize> = None;
     for row in rows {
-        let message = match Message::from_json(row.body.as_bytes()) {
+        let message = match message_of(&row.content) {
             Ok(message) => message,
             // Nothing we wrote; the sweep will tell again whatever it was about.
             Err(e) => {
@@ -310,16 +313,9 @@ fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
         };
         let is_news = message.queue() == Queue::Intake && !pulp_trace::is_exporting();
         if is_news && let Some(gathered) = news.and_then(|at| parcels.get_mut(at)) {
-            let before = &gathered.message.message;
-            let task_ids = [before.task_ids(), message.task_ids()].concat();
-            if task_ids.len() <= NEWS {
-                let terminal = [before.terminal(), message.terminal()].concat();
-                let made = [before.made(), message.made()].concat();
-                gathered.message.message = Message::Changed {
-                    task_ids,
-                    terminal,
-                    made,
-                };
+            let told = &mut gathered.message.message;
+            if told.task_ids().len() < NEWS {
+                told.tell_also(&message);
                 gathered.message.trace = None;
                 gathered.rows.push(row.id.clone());
                 continue;
@@ -334,6 +330,39 @@ fn parcels(rows: &[OutboxRow]) -> (Vec<Parcel>, Vec<String>) {
         });
     }
     (parcels, nothing)
+}
+
+/// As the broker has it.
+fn message_of(content: &Content) -> Result<Message, Undecodable> {
+    let said = match content {
+        Content::Said(said) => said,
+        Content::Text(body) => return Message::from_json(body.as_bytes()),
+    };
+    Ok(match said {
+        Said::Made(made) => Message::Submitted {
+            task_id: made.task_id,
+            made: Some(Arc::clone(made)),
+        },
+        Said::Waits(task_id) => Message::Submitted {
+            task_id: *task_id,
+            made: None,
+        },
+        Said::Ended(task_id) => Message::Ended {
+            task_id: *task_id,
+            terminal: true,
+        },
+        Said::Granted {
+            task_id,
+            attempt,
+            class,
+            epoch,
+        } => Message::Grant {
+            task_id: *task_id,
+            attempt: *attempt,
+            class: *class,
+            epoch: *epoch,
+        },
+    })
 }
 
 /// One for each message of a trace that somebody records: from here to the broker's confirm. A batch

@@ -12,18 +12,16 @@ use pulp_model::{
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
 use serde_json::{Value, json};
-use sqlx::{Row as _, any::AnyRow};
+use sqlx::Row as _;
 
 use crate::{
-    Engine, Store, StoreError, Tx,
-    engine::Turn,
-    fused::has_task,
+    Store, StoreError, Tx,
     leases::micros,
     outbox::Message,
     row,
     tasks::{Submission, state},
     timeline::EventKind,
-    together::all_or_each_with,
+    together::all_or_each,
     workers::Incarnation,
 };
 
@@ -73,6 +71,26 @@ pub enum ClaimOutcome {
     /// This release can't read its arguments, for the reason given. The task waits again, for one that can: its
     /// grant was taken back, and the next comes a moment later.
     Unreadable(String),
+}
+
+/// What came of claims, by a worker whose lease lives.
+pub(crate) struct Claimed {
+    /// What it can run, as its row says.
+    pub(crate) supports: String,
+    pub(crate) now: Timestamp,
+    pub(crate) tasks: Vec<Claimable>,
+}
+
+/// A task that is the worker's, if it can read what it is to do.
+pub(crate) struct Claimable {
+    pub(crate) id: TaskId,
+    pub(crate) attempt: Attempt,
+    pub(crate) kind: String,
+    pub(crate) kind_name: String,
+    pub(crate) schema_version: i64,
+    pub(crate) declined: i64,
+    pub(crate) created: Timestamp,
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// An end that is all there is of a run.
@@ -139,33 +157,35 @@ impl Store {
         grants: &[(TaskId, Attempt)],
         worker: &Incarnation,
     ) -> Result<Vec<ClaimOutcome>, StoreError> {
-        let wanted = attempts_of(grants);
-        let found = match self.engine {
-            Engine::Postgres => self.claim_at_once(&wanted, worker).await?,
-            Engine::Sqlite => self.claim_in_one_call(&wanted, worker).await?,
+        let found = match &self.writer {
+            None => self.claim_at_once(&attempts_of(grants), worker).await?,
+            Some(writer) => {
+                let (grants, worker) = (grants.to_vec(), worker.clone());
+                writer.ask(move |writing| writing.claim(&grants, &worker)).await?
+            }
         };
-        let Some(first) = found.first() else {
+        let Some(found) = found else {
             return Ok(grants.iter().map(|_| ClaimOutcome::WorkerLost).collect());
         };
-        let supports = row::json(first, "supports")?;
-        let now = row::instant(first, "now")?;
+        let supports =
+            serde_json::from_str(&found.supports).map_err(|e| StoreError::corrupt("supports", e))?;
         // By attempt too: among the grants may be one of an earlier attempt, and it must not be taken for this one.
         let mut outcomes: BTreeMap<(TaskId, Attempt), ClaimOutcome> = BTreeMap::new();
-        for r in found.iter().filter(|r| has_task(r)) {
+        for task in found.tasks {
             let lease = TaskLease {
-                task_id: row::parsed(r, "task_id")?,
-                attempt: Attempt(r.try_get("attempt")?),
+                task_id: task.id,
+                attempt: task.attempt,
             };
             let grant = (lease.task_id, lease.attempt);
-            let outcome = match readable(r, &supports)? {
+            let outcome = match task.readable(&supports) {
                 Ok(kind) => ClaimOutcome::Claimed(Box::new(ClaimedTask {
                     lease,
                     kind,
-                    created: row::instant(r, "created")?,
-                    claimed: now,
-                    trace: row::trace(r)?,
+                    created: task.created,
+                    claimed: found.now,
+                    trace: task.trace,
                 })),
-                Err(why) => self.decline(&lease, why, r.try_get("declined")?).await?,
+                Err(why) => self.decline(&lease, why, task.declined).await?,
             };
             outcomes.insert(grant, outcome);
         }
@@ -200,39 +220,33 @@ impl Store {
             lease: lease.clone(),
             progress: row::to_json(progress),
         };
-        let store = self.clone();
-        let all = move |ends: Vec<PlainEnd>, turn| {
-            let store = store.clone();
-            async move { store.finish_all(&ends, turn).await }
+        let is_finished = match &self.writer {
+            None => self.finish_with_others(end).await?,
+            Some(writer) => writer.ask(move |writing| writing.finish(&end)).await?,
         };
-        let turn = || self.turn_to_write();
-        let answer = self.ends.ask_with(end, turn, all).await;
+        if is_finished {
+            return Ok(());
+        }
+        Err(StoreError::Fenced {
+            task_id: lease.task_id,
+            attempt: lease.attempt,
+            now: "not running as this attempt".to_owned(),
+        })
+    }
+
+    async fn finish_with_others(&self, end: PlainEnd) -> Result<bool, StoreError> {
+        let store = self.clone();
+        let all = move |ends: Vec<PlainEnd>| {
+            let store = store.clone();
+            async move { all_or_each(&ends, |ends| store.finish_together(ends)).await }
+        };
+        let answer = self.ends.ask(end, all).await;
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the commit was given up".to_owned())))
     }
 
-    async fn finish_all(&self, ends: &[PlainEnd], turn: Option<Turn>) -> Vec<Result<(), StoreError>> {
-        let together = |ends, turn| self.finish_together(ends, turn);
-        let finished = all_or_each_with(ends, turn, together).await;
-        let answer = |(end, is_finished): (&PlainEnd, Result<bool, StoreError>)| {
-            if is_finished? {
-                return Ok(());
-            }
-            Err(StoreError::Fenced {
-                task_id: end.lease.task_id,
-                attempt: end.lease.attempt,
-                now: "not running as this attempt".to_owned(),
-            })
-        };
-        ends.iter().zip(finished).map(answer).collect()
-    }
-
     /// Tells of each whether it was finished; it was not if its attempt is over.
-    async fn finish_together(&self, ends: &[PlainEnd], turn: Option<Turn>) -> Result<Vec<bool>, StoreError> {
-        let finished = match self.engine {
-            Engine::Postgres => self.finish_at_once(ends).await?,
-            Engine::Sqlite => self.finish_in_two_calls(ends, turn).await?,
-        };
-        let finished: HashSet<TaskId> = finished.into_iter().collect();
+    async fn finish_together(&self, ends: &[PlainEnd]) -> Result<Vec<bool>, StoreError> {
+        let finished: HashSet<TaskId> = self.finish_at_once(ends).await?.into_iter().collect();
         Ok(ends
             .iter()
             .map(|end| finished.contains(&end.lease.task_id))
@@ -319,7 +333,7 @@ impl Store {
                 .execute(fenced.on())
                 .await?;
         }
-        fenced.tell(now, &[Message::submitted(id)]).await?;
+        fenced.tell(now, vec![Message::submitted(id)]).await?;
         fenced.tx.commit().await
     }
 }
@@ -333,23 +347,21 @@ fn attempts_of(attempts: &[(TaskId, Attempt)]) -> String {
     Value::Array(rows).to_string()
 }
 
-/// What the worker is to do, or why it can't.
-fn readable(
-    found: &AnyRow,
-    supports: &BTreeMap<String, i64>,
-) -> Result<Result<TaskKind, String>, StoreError> {
-    let (name, version): (String, i64) = (found.try_get("kind_name")?, found.try_get("schema_version")?);
-    let why = match supports.get(&name) {
-        Some(known) if version <= *known => match row::json(found, "kind") {
-            Ok(kind) => return Ok(Ok(kind)),
-            Err(e) => format!("its arguments can't be read: {}", crate::error::with_causes(&e)),
-        },
-        Some(known) => {
-            format!("its arguments have schema version {version}; this worker reads up to {known}")
+impl Claimable {
+    /// What the worker is to do, or why it can't.
+    fn readable(&self, supports: &BTreeMap<String, i64>) -> Result<TaskKind, String> {
+        let (name, version) = (&self.kind_name, self.schema_version);
+        match supports.get(name) {
+            Some(known) if version <= *known => serde_json::from_str(&self.kind).map_err(|e| {
+                let e = StoreError::corrupt("kind", e);
+                format!("its arguments can't be read: {}", crate::error::with_causes(&e))
+            }),
+            Some(known) => Err(format!(
+                "its arguments have schema version {version}; this worker reads up to {known}"
+            )),
+            None => Err(format!("this worker knows no task kind {name}")),
         }
-        None => format!("this worker knows no task kind {name}"),
-    };
-    Ok(Err(why))
+    }
 }
 
 impl Tx {
@@ -371,7 +383,7 @@ impl Tx {
             .bind(now.plus_micros(pause).micros())
             .execute(self.on())
             .await?;
-        self.tell(now, &[Message::submitted(id)]).await
+        self.tell(now, vec![Message::submitted(id)]).await
     }
 
     /// Ends a task that doesn't go on as canceled, if its cancel was asked for; it would wait again otherwise.
@@ -386,7 +398,7 @@ impl Tx {
             return Ok(false);
         }
         self.release_reservations(&[id]).await?;
-        self.tell(now, &[Message::ended(id)]).await?;
+        self.tell(now, vec![Message::ended(id)]).await?;
         Ok(true)
     }
 
@@ -466,7 +478,7 @@ impl FencedTx {
             Outcome::Finished(_) | Outcome::Skipped(_) | Outcome::Canceled => {}
         }
         self.tx.release_reservations(&[id]).await?;
-        self.tx.tell(now, &[Message::ended(id)]).await?;
+        self.tx.tell(now, vec![Message::ended(id)]).await?;
         if !self.spawned.is_empty() {
             self.tx.withdraw_children(id).await?;
         }

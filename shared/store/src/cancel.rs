@@ -155,6 +155,6 @@ impl Tx {
         self.release_reservations(ids).await?;
         self.close_requests(ids).await?;
         let messages: Vec<_> = ids.iter().map(|id| Message::ended(*id)).collect();
-        self.tell(now, &messages).await
+        self.tell(now, messages).await
     }
 }

@@ -3,13 +3,14 @@
 //! SQL is written once, in the common subset, with `$1` parameters. What must differ stands here: how a
 //! transaction begins, what time it is, row locks (SQLite has one writer, so it needs none), settings of a connection.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, str::FromStr as _, sync::Arc};
 
 use pulp_model::{TaskId, Timestamp, task::TaskKind};
 use sqlx::{
-    Any, AnyConnection, AssertSqlSafe, Connection as _, Execute, Executor, Row as _, SqlSafeStr as _, SqlStr,
-    any::{AnyArguments, AnyPoolOptions, AnyRow},
+    Any, AnyConnection, AssertSqlSafe, Connection as _, Executor, Row as _, SqlSafeStr as _, SqlStr,
+    any::{AnyArguments, AnyPoolOptions},
     query::Query,
+    sqlite::SqliteConnectOptions,
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -20,10 +21,11 @@ use crate::{
     outbox::{Fresh, OutboxRow},
     patience::{self, Patience, Patient},
     pool::{LONGEST_QUEUE, Lease, Pool},
-    scripts::{self, Script},
+    reader::Reader,
     tasks::Request,
     together::Together,
     wal::Wal,
+    writer::{Place, Writer},
 };
 
 /// Which database this is.
@@ -45,16 +47,13 @@ impl Engine {
     }
 }
 
-/// The turn of SQLite's only writer.
-pub(crate) type Turn = OwnedMutexGuard<()>;
-
 /// The way to the database. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     pub(crate) pool: Pool,
     pub(crate) engine: Engine,
     /// SQLite's writers queue here, in order, rather than poll for the file's lock.
-    writer: Arc<Mutex<()>>,
+    turn: Arc<Mutex<()>>,
     /// None for PostgreSQL, which waits for its disk by itself.
     pub(crate) wal: Option<Wal>,
     pub(crate) fresh: Arc<Fresh>,
@@ -62,7 +61,11 @@ pub struct Store {
     pub(crate) has_outbox: bool,
     pub(crate) requests: Together<Request, Result<TaskId, StoreError>>,
     pub(crate) lookups: Lookups,
-    pub(crate) ends: Together<PlainEnd, Result<(), StoreError>>,
+    pub(crate) ends: Together<PlainEnd, Result<bool, StoreError>>,
+    /// None for PostgreSQL, which has many.
+    pub(crate) writer: Option<Arc<Writer>>,
+    /// None for PostgreSQL, which is not in this process.
+    pub(crate) reader: Option<Arc<Reader>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -113,17 +116,38 @@ impl Store {
             prepare(&mut first, engine).await?;
             first.close().await?;
         }
-        let wal = match engine {
-            Engine::Sqlite => Some(Wal::of(&full_url)?),
-            Engine::Postgres => None,
+        let (turn, fresh) = (Arc::default(), Arc::default());
+        let (wal, writer, reader) = match engine {
+            Engine::Sqlite => {
+                let path = SqliteConnectOptions::from_str(&full_url)?
+                    .get_filename()
+                    .to_owned();
+                let wal = Wal::of(&path);
+                let reader = Reader::new(path.clone());
+                let place = Place {
+                    path,
+                    turn: Arc::clone(&turn),
+                    fresh: Arc::clone(&fresh),
+                    has_outbox: true,
+                    wal: wal.clone(),
+                };
+                (
+                    Some(wal),
+                    Some(Arc::new(Writer::new(place))),
+                    Some(Arc::new(reader)),
+                )
+            }
+            Engine::Postgres => (None, None, None),
         };
         let pool = Pool::new(options.connect_lazy(&full_url)?, Patience::with(engine));
         Ok(Self {
             pool,
             engine,
-            writer: Arc::default(),
+            turn,
             wal,
-            fresh: Arc::default(),
+            writer,
+            reader,
+            fresh,
             has_outbox: true,
             requests: Together::default(),
             lookups: Lookups::default(),
@@ -136,8 +160,10 @@ impl Store {
     /// tasks anew. Nothing else is without rows, and PostgreSQL is for many processes.
     #[must_use]
     pub fn with_messages_in_memory(self) -> Self {
+        let writer = self.writer.map(|writer| Arc::new(writer.with_outbox(false)));
         Self {
-            has_outbox: self.engine != Engine::Sqlite,
+            has_outbox: writer.is_none(),
+            writer,
             ..self
         }
     }
@@ -149,69 +175,16 @@ impl Store {
 
     /// Begins a transaction that writes.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        self.begin_in(None).await
-    }
-
-    /// The same in a [turn](Self::turn_to_write) that the caller may have.
-    pub(crate) async fn begin_in(&self, turn: Option<Turn>) -> Result<Tx, StoreError> {
-        let turn = self.this_or_next_turn(turn).await;
-        let mut tx = self.begin_by("BEGIN", turn).await?;
+        let mut tx = self.begin_by("BEGIN").await?;
         tx.wal.clone_from(&self.wal);
         Ok(tx)
-    }
-
-    /// The same by a script of SQLite, and with what it gives.
-    pub(crate) async fn begin_asking(
-        &self,
-        script: Script,
-        turn: Option<Turn>,
-    ) -> Result<(Tx, Vec<AnyRow>), StoreError> {
-        let turn = self.this_or_next_turn(turn).await;
-        let (lease, rows) = self.pool.begin_asking(script, turn).await?;
-        let mut tx = self.tx(lease);
-        tx.wal.clone_from(&self.wal);
-        Ok((tx, rows))
-    }
-
-    /// The same of a transaction whose commit need not outlive a crash; see [`Store::begin_repeatable`].
-    pub(crate) async fn begin_repeatable_asking(
-        &self,
-        script: Script,
-    ) -> Result<(Tx, Vec<AnyRow>), StoreError> {
-        let (mut tx, rows) = self.begin_asking(script, None).await?;
-        tx.wal = None;
-        Ok((tx, rows))
-    }
-
-    /// A whole transaction as one script of SQLite, and what it gives.
-    pub(crate) async fn transaction(&self, script: Script) -> Result<Vec<AnyRow>, StoreError> {
-        let rows = self.pool.transaction(script, self.turn_to_write().await).await?;
-        on_disk(self.wal.as_ref()).await?;
-        Ok(rows)
-    }
-
-    /// What a transaction that writes has to wait for before it can begin; nothing with PostgreSQL, which has many writers.
-    pub(crate) async fn turn_to_write(&self) -> Option<Turn> {
-        match self.engine {
-            Engine::Sqlite => Some(self.writer_turn().await),
-            Engine::Postgres => None,
-        }
-    }
-
-    async fn this_or_next_turn(&self, turn: Option<Turn>) -> Option<Turn> {
-        match turn {
-            Some(turn) => Some(turn),
-            None => self.turn_to_write().await,
-        }
     }
 
     /// Begins a transaction whose commit need not outlive a crash (of PostgreSQL; of the machine, with SQLite): what it says
     /// is decided, or sent, again. A crash takes the last commits in their order, so whatever was built upon this one
     /// is gone with it.
     pub(crate) async fn begin_repeatable(&self) -> Result<Tx, StoreError> {
-        let turn = self.turn_to_write().await;
-        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off", turn)
-            .await
+        self.begin_by("BEGIN; SET LOCAL synchronous_commit TO off").await
     }
 
     /// Begins a transaction that only reads, and in which all statements see the same instant.
@@ -223,10 +196,10 @@ impl Store {
         Ok(self.tx(self.pool.begin_with(begin, None).await?))
     }
 
-    async fn begin_by(&self, postgres: &'static str, turn: Option<Turn>) -> Result<Tx, StoreError> {
-        let statement = match self.engine {
-            Engine::Sqlite => scripts::BEGIN,
-            Engine::Postgres => postgres,
+    async fn begin_by(&self, postgres: &'static str) -> Result<Tx, StoreError> {
+        let (statement, turn) = match self.engine {
+            Engine::Sqlite => ("BEGIN IMMEDIATE", Some(self.writer_turn().await)),
+            Engine::Postgres => (postgres, None),
         };
         Ok(self.tx(self.pool.begin_with(statement, turn).await?))
     }
@@ -249,7 +222,7 @@ impl Store {
 
     /// Waits for the turn of SQLite's only writer.
     pub(crate) async fn writer_turn(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.writer).lock_owned().await
+        Arc::clone(&self.turn).lock_owned().await
     }
 
     /// The database's clock.
@@ -259,6 +232,12 @@ impl Store {
 
     /// Closes all connections.
     pub async fn close(&self) {
+        if let Some(writer) = &self.writer {
+            writer.close().await;
+        }
+        if let Some(reader) = &self.reader {
+            reader.close();
+        }
         self.pool.close().await;
     }
 }
@@ -281,14 +260,6 @@ pub struct Tx {
 impl Tx {
     /// Makes it all so, and hands its messages to the relay.
     pub async fn commit(self) -> Result<(), StoreError> {
-        self.commit_by(scripts::COMMIT).await
-    }
-
-    /// The same, with statements before it in the same call; see [`crate::scripts`].
-    pub(crate) async fn commit_by(
-        self,
-        statements: impl Execute<'static, Any> + 'static,
-    ) -> Result<(), StoreError> {
         let Self {
             lease,
             engine,
@@ -300,13 +271,13 @@ impl Tx {
         let hand_over = move || fresh.committed(told, has_outbox);
         match engine {
             Engine::Postgres => {
-                lease.commit_by(statements).await?;
+                lease.commit().await?;
                 hand_over();
             }
             Engine::Sqlite => {
                 // Brought to its end also when nobody waits for it any more: without rows its messages are nowhere else.
                 let commit = async move {
-                    lease.commit_by(statements).await?;
+                    lease.commit().await?;
                     hand_over();
                     Ok::<(), StoreError>(())
                 };
@@ -496,23 +467,27 @@ async fn on_disk(wal: Option<&Wal>) -> Result<(), StoreError> {
 
 async fn now<'c>(engine: Engine, on: impl Executor<'c, Database = Any>) -> Result<Timestamp, StoreError> {
     if engine == Engine::Sqlite {
-        // Its clock is this process's, in milliseconds.
-        let micros = Timestamp::now().micros();
-        return Ok(Timestamp(micros - micros.rem_euclid(1000)));
+        return Ok(sqlite_now());
     }
     let sql = assembled(format!("SELECT {} AS now", engine.clock()));
     Ok(Timestamp(sqlx::query(sql).fetch_one(on).await?.try_get("now")?))
 }
 
+/// SQLite's clock, which is this process's, in milliseconds.
+pub(crate) fn sqlite_now() -> Timestamp {
+    let micros = Timestamp::now().micros();
+    Timestamp(micros - micros.rem_euclid(1000))
+}
+
+/// Settings of a new connection to SQLite. What must be on the disk after a commit is put there by [`Wal`]. A page that changes
+/// often is written to the database once for so many that the log has, 32 MiB of them.
+pub(crate) const SQLITE_SETTINGS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; \
+                                          PRAGMA wal_autocheckpoint = 8000; PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;";
+
 /// Settings of a new connection. A statement that hangs must not hang its role for ever.
 async fn prepare(connection: &mut AnyConnection, engine: Engine) -> Result<(), sqlx::Error> {
     let settings = match engine {
-        Engine::Sqlite => {
-            // What must be on the disk after a commit is put there by `Wal`. A page that changes often is written to the database once
-            // for so many that the log has, 32 MiB of them.
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 8000; \
-             PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 10000;"
-        }
+        Engine::Sqlite => SQLITE_SETTINGS,
         Engine::Postgres => {
             // Compiling a plan (`jit`) takes longer than running any of ours, all the more as it is done for each run.
             // The last four are about the server's end of the connection: a session whose client's host is gone must not

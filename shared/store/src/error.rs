@@ -7,7 +7,7 @@ use pulp_model::{Attempt, TaskId};
 pub enum StoreError {
     /// The database can't be reached or is too busy; the same call may succeed later.
     #[error("the database is not available")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] EngineError),
     /// The same, told to a call that was made together with others.
     #[error("the database is not available, as another call found: {0}")]
     NotTogether(String),
@@ -54,7 +54,31 @@ pub enum StoreError {
     UnknownEngine(String),
     /// Anything else the database said.
     #[error("the database refused a statement")]
-    Database(#[source] sqlx::Error),
+    Database(#[source] EngineError),
+}
+
+/// What the engine's library said.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The one for both engines.
+    #[error(transparent)]
+    Sqlx(#[from] sqlx::Error),
+    /// That of SQLite's writer.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        let code = error.sqlite_error().map(|e| e.extended_code);
+        if code.is_some_and(is_passing_in_sqlite) {
+            Self::Unavailable(error.into())
+        } else if is_conflict(&error.to_string()) {
+            Self::ReservationConflict
+        } else {
+            Self::Database(error.into())
+        }
+    }
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -64,22 +88,25 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::PoolClosed
             | sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
-            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error.into()),
             sqlx::Error::Database(db) => {
                 let code = db.code().unwrap_or_default();
                 if is_passing(&code) {
-                    return Self::Unavailable(error);
+                    return Self::Unavailable(error.into());
                 }
-                // The exclusion constraint of PostgreSQL, the trigger of SQLite, the indexes of both.
-                let text = db.message();
-                if text.contains("reservations_") || text.contains("reservations.resource") {
+                if is_conflict(db.message()) {
                     return Self::ReservationConflict;
                 }
-                Self::Database(error)
+                Self::Database(error.into())
             }
-            _ => Self::Database(error),
+            _ => Self::Database(error.into()),
         }
     }
+}
+
+/// Whether this is said by the exclusion constraint of PostgreSQL, the triggers of SQLite, or the keys of both.
+fn is_conflict(text: &str) -> bool {
+    text.contains("reservations_") || text.contains("reservations.resource")
 }
 
 /// Whether a database's error code tells of its own condition, which may pass, and not of the statement's fault.
@@ -94,13 +121,14 @@ fn is_passing(code: &str) -> bool {
             .any(|class| code.starts_with(class))
             || ["25006", "25P03", "40001", "40P01", "55P03", "57014"].contains(&code)
     } else {
-        // SQLite, whose extended codes have the primary one in their low byte: 5 busy, 6 locked, 7 out of memory,
-        // 10 the disk failed, 13 the disk is full, 14 can't open, 15 lost a race for the write-ahead log.
-        matches!(
-            code.parse::<u32>().map(|c| c & 0xff),
-            Ok(5 | 6 | 7 | 10 | 13 | 14 | 15)
-        )
+        code.parse().is_ok_and(is_passing_in_sqlite)
     }
+}
+
+/// The same of SQLite, whose extended codes have the primary one in their low byte: 5 busy, 6 locked, 7 out of memory, 10 the
+/// disk failed, 13 the disk is full, 14 can't open, 15 lost a race for the write-ahead log.
+const fn is_passing_in_sqlite(code: i32) -> bool {
+    matches!(code & 0xff, 5 | 6 | 7 | 10 | 13 | 14 | 15)
 }
 
 impl StoreError {

@@ -2,7 +2,7 @@
 //!
 //! There a statement is a round trip, and a transaction of four statements is six of them. So what a grant, a claim and a
 //! plain end do is one statement, whose parts take their rows from what the part before has changed; it is a
-//! transaction by itself. SQLite can't change anything within such a statement, and has [scripts](crate::scripts) instead.
+//! transaction by itself. SQLite can't change anything within such a statement, and has [steps](crate::steps) instead.
 //!
 //! States are compared as `state || substr(r.id, 1, 0)`, which is the state: the planner thinks that few tasks are in a
 //! given state, and would find those first, by an index or by reading a small table as a whole. A condition that needs the
@@ -16,7 +16,7 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError,
-    attempts::PlainEnd,
+    attempts::{Claimable, Claimed, PlainEnd},
     engine::{assembled, keys},
     grants::{Grant, Granted, ROLE, message_of, reservations_of},
     outbox::{Message, OutboxRow},
@@ -39,7 +39,7 @@ impl Store {
             .map(|grant| (grant.id, (message_of(grant, Attempt(0), epoch).row(), grant)))
             .collect();
         let rows = grants.iter().filter_map(|grant| messages.get(&grant.id)).map(|(message, grant)| {
-            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body, "claims": row::to_json(&reservations_of(grant))})
+            json!({"id": grant.id, "message": message.id, "queue": message.queue, "body": message.body(), "claims": row::to_json(&reservations_of(grant))})
         });
         // The lease is locked before a row of it is joined with, and what is joined with is what it is then.
         let sql = format!(
@@ -88,10 +88,12 @@ impl Store {
         for r in found.iter().filter(|r| has_task(r)) {
             let granted = Granted::read(r)?;
             if let Some((message, grant)) = messages.get(&granted.id) {
+                let row = message_of(grant, granted.attempt, epoch)
+                    .within(granted.trace.clone())
+                    .row();
                 told.push(OutboxRow {
-                    body: message_of(grant, granted.attempt, epoch).body(),
-                    trace: granted.trace.clone(),
-                    ..message.clone()
+                    id: message.id.clone(),
+                    ..row
                 });
             }
             all.push(granted);
@@ -100,13 +102,12 @@ impl Store {
         Ok((all, now))
     }
 
-    /// Turns accepted attempts into runs of this worker, if its own lease lives; none if it doesn't. The rows have what
-    /// [`Store::claim_all`] reads.
+    /// Turns accepted attempts into runs of this worker, if its own lease lives; none if it doesn't.
     pub(crate) async fn claim_at_once(
         &self,
         grants: &str,
         worker: &Incarnation,
-    ) -> Result<Vec<AnyRow>, StoreError> {
+    ) -> Result<Option<Claimed>, StoreError> {
         let sql = format!(
             "WITH alive AS MATERIALIZED (SELECT supports, {clock} AS now FROM workers \
              WHERE name = $2 AND incarnation = $3 AND expires >= {clock} FOR SHARE), \
@@ -126,7 +127,15 @@ impl Store {
             .bind(worker.id.to_string())
             .fetch_all(&self.pool)
             .await?;
-        Ok(found)
+        let Some(alive) = found.first() else {
+            return Ok(None);
+        };
+        let tasks = found.iter().filter(|r| has_task(r)).map(claimable);
+        Ok(Some(Claimed {
+            supports: alive.try_get("supports")?,
+            now: row::instant(alive, "now")?,
+            tasks: tasks.collect::<Result<_, StoreError>>()?,
+        }))
     }
 
     /// Ends runs well, frees what they hold, counts them for their schedules and tells the resource manager. Answers
@@ -139,7 +148,7 @@ impl Store {
         let rows = ends.iter().zip(&messages).map(|(end, message)| {
             json!({
                 "id": end.lease.task_id(), "attempt": end.lease.attempt(), "progress": end.progress,
-                "message": message.id, "queue": message.queue, "body": message.body,
+                "message": message.id, "queue": message.queue, "body": message.body(),
                 "traceparent": message.traceparent(), "tracestate": message.tracestate(),
             })
         });
@@ -185,7 +194,20 @@ impl Store {
     }
 }
 
+fn claimable(found: &AnyRow) -> Result<Claimable, StoreError> {
+    Ok(Claimable {
+        id: row::parsed(found, "task_id")?,
+        attempt: Attempt(found.try_get("attempt")?),
+        kind: found.try_get("kind")?,
+        kind_name: found.try_get("kind_name")?,
+        schema_version: found.try_get("schema_version")?,
+        declined: found.try_get("declined")?,
+        created: row::instant(found, "created")?,
+        trace: row::trace(found)?,
+    })
+}
+
 /// Whether a row is of a task, and not that of a lease without any.
-pub(crate) fn has_task(found: &AnyRow) -> bool {
+fn has_task(found: &AnyRow) -> bool {
     matches!(found.try_get::<Option<String>, _>("task_id"), Ok(Some(_)))
 }

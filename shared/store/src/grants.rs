@@ -16,12 +16,13 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Store, StoreError, Tx,
-    engine::{Engine, assembled, ids_of, keys, records},
+    engine::{Engine, assembled, ids_of, keys, records, records_of},
     leases::micros,
     outbox::Message,
     row,
     tasks::state,
     timeline::EventKind,
+    writer::Writing,
 };
 
 /// The role whose lease guards these writes.
@@ -162,8 +163,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Those that wait in these parts of lines, each once. The cost is that of the parts, not of the lines.
-    pub async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
+    /// Those that wait in these parts of lines, each once, but for these. The cost is that of the parts, not of the lines.
+    pub async fn waiting_in(&self, gaps: &[Gap], known: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
         // SQLite joins in the order told.
         let join = match self.engine {
             Engine::Postgres => "JOIN",
@@ -171,11 +172,13 @@ impl Store {
         };
         let sql = format!(
             "SELECT DISTINCT t.task_id FROM {} {join} task_resources x ON x.resource = r.of \
-             AND x.created BETWEEN r.since AND r.until {join} tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting'",
+             AND x.created BETWEEN r.since AND r.until {join} tasks t ON t.task_id = x.task_id WHERE t.state || '' = 'waiting' \
+             AND x.task_id NOT IN (SELECT r.id FROM {})",
             keys(
                 self.engine,
                 &[("of", "text"), ("since", "bigint"), ("until", "bigint")]
-            )
+            ),
+            records_of(self.engine, 2, &[("id", "text")])
         );
         let list: Vec<Value> = gaps
             .iter()
@@ -183,6 +186,7 @@ impl Store {
             .collect();
         let rows = sqlx::query(assembled(sql))
             .bind(Value::Array(list).to_string())
+            .bind(ids_of(known))
             .fetch_all(&self.pool)
             .await?;
         rows.iter().map(|r| row::parsed(r, "task_id")).collect()
@@ -197,9 +201,16 @@ impl Store {
     ) -> Result<Vec<(TaskId, Attempt)>, StoreError> {
         let mut seen = HashSet::with_capacity(grants.len());
         let grants: Vec<Grant> = grants.iter().filter(|g| seen.insert(g.id)).cloned().collect();
-        let (granted, now) = match self.engine {
-            Engine::Postgres => self.grant_at_once(epoch, &grants).await?,
-            Engine::Sqlite => self.grant_in_two_calls(epoch, &grants).await?,
+        let (granted, now) = match &self.writer {
+            None => self.grant_at_once(epoch, &grants).await?,
+            Some(writer) => {
+                let grants = grants.clone();
+                // A grant that a crash takes is one that was never made: no claim can have outlived it.
+                let step =
+                    move |writing: &mut Writing<'_>| Ok((writing.grant(epoch, &grants)?, writing.now()));
+                let (granted, now) = writer.ask_repeatable(step).await?;
+                (granted.ok_or(StoreError::LeadershipLost)?, now)
+            }
         };
         tell_of_grants(epoch, &grants, &granted, now);
         let attempts: HashMap<TaskId, Attempt> = granted.iter().map(|g| (g.id, g.attempt)).collect();
@@ -235,7 +246,7 @@ impl Store {
             .bind(now.micros())
             .execute(tx.on())
             .await?;
-        tx.tell(now, &messages).await?;
+        tx.tell(now, messages).await?;
         tx.commit().await?;
         Ok(rows.len() as u64)
     }
@@ -356,7 +367,7 @@ pub(crate) struct Granted {
     pub(crate) id: TaskId,
     pub(crate) attempt: Attempt,
     /// Since when it waited.
-    created: Timestamp,
+    pub(crate) created: Timestamp,
     pub(crate) trace: Option<TraceContext>,
 }
 
@@ -391,9 +402,9 @@ pub(crate) fn reservations_of<'a>(grant: &'a Grant) -> Vec<ReservationRow<'a>> {
 #[derive(Serialize)]
 pub(crate) struct ReservationRow<'a> {
     id: TaskId,
-    resource: &'a ResourceKey,
-    place: i64,
-    exclusive: i64,
+    pub(crate) resource: &'a ResourceKey,
+    pub(crate) place: i64,
+    pub(crate) exclusive: i64,
 }
 
 /// A span for each grant, from the task's creation: it waited for its resources all that time, and for its turn.

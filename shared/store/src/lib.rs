@@ -11,10 +11,12 @@ mod lookups;
 mod migrate;
 mod patience;
 mod pool;
+mod reader;
 mod row;
-mod scripts;
+mod steps;
 mod together;
 mod wal;
+mod writer;
 
 pub mod attempts;
 pub mod cancel;

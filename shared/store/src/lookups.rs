@@ -1,4 +1,5 @@
-//! What every request asks first: who asks, and whether the repository is there. Requests that come together ask together.
+//! What every request asks first: who asks, and whether the repository is there. SQLite is asked [at once](crate::reader); of
+//! PostgreSQL, requests that come together ask together.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,6 +24,13 @@ pub(crate) struct Lookups {
 impl Store {
     /// One user.
     pub async fn user(&self, login: &Login) -> Result<Option<User>, StoreError> {
+        if let Some(reader) = &self.reader {
+            let sql = "SELECT name, password_hash, roles FROM users WHERE login = ?1";
+            let read = |r: &rusqlite::Row<'_>| Ok((r.get(0)?, r.get(1)?, r.get(2)?));
+            if let Ok(found) = reader.row(sql, [login.as_str()], read) {
+                return found.map(|columns| user_of(login, columns)).transpose();
+            }
+        }
         let store = self.clone();
         let all = move |logins: Vec<Login>| {
             let store = store.clone();
@@ -34,6 +42,12 @@ impl Store {
 
     /// Whether there is this repository.
     pub async fn repository_exists(&self, id: &RepositoryId) -> Result<bool, StoreError> {
+        if let Some(reader) = &self.reader {
+            let sql = "SELECT 1 FROM repositories WHERE repo_id = ?1";
+            if let Ok(found) = reader.row(sql, [id.as_str()], |_| Ok(())) {
+                return Ok(found.is_some());
+            }
+        }
         let store = self.clone();
         let all = move |ids: Vec<RepositoryId>| {
             let store = store.clone();
@@ -75,6 +89,18 @@ impl Store {
             .collect::<Result<_, _>>()?;
         Ok(ids.iter().map(|id| found.contains(id.as_str())).collect())
     }
+}
+
+fn user_of(
+    login: &Login,
+    (name, password_hash, roles): (String, String, String),
+) -> Result<User, StoreError> {
+    Ok(User {
+        login: login.clone(),
+        name,
+        password_hash,
+        roles: serde_json::from_str(&roles).map_err(|e| StoreError::corrupt("roles", e))?,
+    })
 }
 
 /// Each once, as [`keys`] of a field `id`.

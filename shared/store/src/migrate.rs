@@ -7,7 +7,7 @@ use sqlx::{
     migrate::{MigrateError, Migrator},
 };
 
-use crate::{Engine, Store, StoreError};
+use crate::{Engine, Store, StoreError, error::EngineError};
 
 static COMMON: Migrator = sqlx::migrate!("migrations/common");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
@@ -112,11 +112,13 @@ impl Store {
 fn failed(error: MigrateError) -> StoreError {
     match error {
         MigrateError::Execute(cause) => match StoreError::from(cause) {
-            StoreError::Database(cause) => StoreError::Migrate(MigrateError::Execute(cause)),
+            StoreError::Database(EngineError::Sqlx(cause)) => {
+                StoreError::Migrate(MigrateError::Execute(cause))
+            }
             passing => passing,
         },
         MigrateError::ExecuteMigration(cause, version) => match StoreError::from(cause) {
-            StoreError::Database(cause) => {
+            StoreError::Database(EngineError::Sqlx(cause)) => {
                 StoreError::Migrate(MigrateError::ExecuteMigration(cause, version))
             }
             passing => passing,

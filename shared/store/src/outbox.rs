@@ -4,8 +4,9 @@
 //! format; this crate treats them as text but for the few that its own state changes cause.
 
 use std::{
+    borrow::Cow,
     collections::{HashSet, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,6 +15,7 @@ use pulp_model::{
     task::{Newcomer, TaskClass},
 };
 use pulp_trace::TraceContext;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use tokio::sync::Notify;
@@ -23,6 +25,7 @@ use crate::{
     Store, StoreError, Tx,
     engine::{Engine, assembled, keys, records_of},
     leases::micros,
+    row,
 };
 
 /// A message that waits for the relay.
@@ -32,13 +35,121 @@ pub struct OutboxRow {
     pub id: String,
     /// The queue: `intake`, or the name of a task class.
     pub queue: String,
-    /// The body as JSON.
-    pub body: String,
+    /// What it says.
+    pub content: Content,
     /// The trace that it belongs to.
     pub trace: Option<TraceContext>,
 }
 
+/// What a message says: of this process as it was said, else as the text of its row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Not read from a row.
+    Said(Said),
+    /// The body of a row, as JSON.
+    Text(String),
+}
+
+/// What a change of state makes known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// To the resource manager: a task was made.
+    Made(Arc<Newcomer>),
+    /// To the resource manager: a task waits again.
+    Waits(TaskId),
+    /// To the resource manager: a task is in a terminal state.
+    Ended(TaskId),
+    /// To the workers of a class: a task may be claimed.
+    Granted {
+        /// Which.
+        task_id: TaskId,
+        /// Which attempt of it.
+        attempt: Attempt,
+        /// In which class.
+        class: TaskClass,
+        /// The leadership that granted it.
+        epoch: Epoch,
+    },
+}
+
+impl Said {
+    const fn queue(&self) -> &'static str {
+        match self {
+            Self::Made(_) | Self::Waits(_) | Self::Ended(_) => INTAKE,
+            Self::Granted { class, .. } => class.as_str(),
+        }
+    }
+
+    /// As it is on the wire.
+    fn to_json(&self) -> String {
+        let body = match self {
+            Self::Made(made) => Body {
+                made: Some(made),
+                ..Body::of("submitted", made.task_id)
+            },
+            Self::Waits(task_id) => Body::of("submitted", *task_id),
+            Self::Ended(task_id) => Body {
+                terminal: Some(true),
+                ..Body::of("ended", *task_id)
+            },
+            Self::Granted {
+                task_id,
+                attempt,
+                class,
+                epoch,
+            } => Body {
+                attempt: Some(*attempt),
+                class: Some(*class),
+                epoch: Some(*epoch),
+                ..Body::of("grant", *task_id)
+            },
+        };
+        row::to_json(&body)
+    }
+}
+
+/// A body of the broker's wire format.
+#[derive(Serialize)]
+struct Body<'a> {
+    v: u8,
+    r#type: &'static str,
+    task_id: TaskId,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    made: Option<&'a Newcomer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    terminal: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<Attempt>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<TaskClass>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<Epoch>,
+}
+
+impl Body<'_> {
+    const fn of(r#type: &'static str, task_id: TaskId) -> Self {
+        Self {
+            v: 1,
+            r#type,
+            task_id,
+            made: None,
+            terminal: None,
+            attempt: None,
+            class: None,
+            epoch: None,
+        }
+    }
+}
+
 impl OutboxRow {
+    /// The body as JSON.
+    pub fn body(&self) -> Cow<'_, str> {
+        match &self.content {
+            Content::Said(said) => Cow::Owned(said.to_json()),
+            Content::Text(text) => Cow::Borrowed(text),
+        }
+    }
+
     pub(crate) fn traceparent(&self) -> Option<String> {
         self.trace.as_ref().map(TraceContext::traceparent)
     }
@@ -165,8 +276,8 @@ impl Store {
             batch.rows.push(OutboxRow {
                 id: row.try_get("id")?,
                 queue: row.try_get("queue")?,
-                body: row.try_get("body")?,
-                trace: crate::row::trace(&row)?,
+                content: Content::Text(row.try_get("body")?),
+                trace: row::trace(&row)?,
             });
         }
         Ok(batch)
@@ -208,7 +319,7 @@ impl OutboxBatch {
 
 impl Tx {
     /// Leaves messages for the relay, in their order; committing rings it.
-    pub(crate) async fn tell(&mut self, now: Timestamp, messages: &[Message]) -> Result<(), StoreError> {
+    pub(crate) async fn tell(&mut self, now: Timestamp, messages: Vec<Message>) -> Result<(), StoreError> {
         if let Some(rows) = self.leave_rows(messages) {
             sqlx::query(assembled(insertion(self.engine, 1)))
                 .bind(rows)
@@ -220,12 +331,12 @@ impl Tx {
     }
 
     /// [Leaves](Self::leave) these; none if there is nothing to write.
-    pub(crate) fn leave_rows(&mut self, messages: &[Message]) -> Option<String> {
+    pub(crate) fn leave_rows(&mut self, messages: Vec<Message>) -> Option<String> {
         if messages.is_empty() {
             return None;
         }
         if !self.has_outbox {
-            self.told.extend(messages.iter().map(Message::row));
+            self.told.extend(messages.into_iter().map(Message::row));
             return None;
         }
         Some(self.leave(messages))
@@ -233,11 +344,11 @@ impl Tx {
 
     /// Hands these to the relay with the commit, and gives the rows that an [`insertion`] takes. If that fails, so
     /// does the commit.
-    pub(crate) fn leave(&mut self, messages: &[Message]) -> String {
-        let told: Vec<OutboxRow> = messages.iter().map(Message::row).collect();
+    pub(crate) fn leave(&mut self, messages: Vec<Message>) -> String {
+        let told: Vec<OutboxRow> = messages.into_iter().map(Message::row).collect();
         let rows = told.iter().map(|row| {
             json!({
-                "id": row.id, "queue": row.queue, "body": row.body,
+                "id": row.id, "queue": row.queue, "body": row.body(),
                 "traceparent": row.traceparent(), "tracestate": row.tracestate(),
             })
         });
@@ -273,62 +384,52 @@ pub(crate) fn insertion(engine: Engine, parameter: usize) -> String {
 
 /// A message not yet in the outbox.
 pub(crate) struct Message {
-    queue: &'static str,
-    body: Value,
+    said: Said,
     /// None means that of whoever tells it.
     trace: Option<TraceContext>,
 }
 
+impl From<Said> for Message {
+    fn from(said: Said) -> Self {
+        Self { said, trace: None }
+    }
+}
+
 impl Message {
     /// To the resource manager: a task was made.
-    pub(crate) fn made(task: &Newcomer) -> Self {
-        Self {
-            queue: INTAKE,
-            body: json!({"v": 1, "type": "submitted", "task_id": task.task_id, "made": task}),
-            trace: None,
-        }
+    pub(crate) fn made(task: Newcomer) -> Self {
+        Said::Made(Arc::new(task)).into()
     }
 
     /// To the resource manager: a task waits again.
     pub(crate) fn submitted(id: TaskId) -> Self {
-        Self {
-            queue: INTAKE,
-            body: json!({"v": 1, "type": "submitted", "task_id": id}),
-            trace: None,
-        }
+        Said::Waits(id).into()
     }
 
     /// To the resource manager: a task is in a terminal state.
     pub(crate) fn ended(id: TaskId) -> Self {
-        Self {
-            queue: INTAKE,
-            body: json!({"v": 1, "type": "ended", "task_id": id, "terminal": true}),
-            trace: None,
-        }
+        Said::Ended(id).into()
     }
 
     /// To the workers of a class: a task may be claimed.
-    pub(crate) fn granted(id: TaskId, attempt: Attempt, class: TaskClass, epoch: Epoch) -> Self {
-        Self {
-            queue: class.as_str(),
-            body: json!({"v": 1, "type": "grant", "task_id": id, "attempt": attempt, "class": class, "epoch": epoch}),
-            trace: None,
-        }
+    pub(crate) fn granted(task_id: TaskId, attempt: Attempt, class: TaskClass, epoch: Epoch) -> Self {
+        let said = Said::Granted {
+            task_id,
+            attempt,
+            class,
+            epoch,
+        };
+        said.into()
     }
 
     /// As it stands in the outbox.
-    pub(crate) fn row(&self) -> OutboxRow {
+    pub(crate) fn row(self) -> OutboxRow {
         OutboxRow {
             id: Uuid::now_v7().to_string(),
-            queue: self.queue.to_owned(),
-            body: self.body(),
-            trace: self.trace.clone().or_else(TraceContext::current),
+            queue: self.said.queue().to_owned(),
+            content: Content::Said(self.said),
+            trace: self.trace.or_else(TraceContext::current),
         }
-    }
-
-    /// Its body, as it is on the wire.
-    pub(crate) fn body(&self) -> String {
-        self.body.to_string()
     }
 
     /// The same as a part of this trace.

@@ -85,33 +85,12 @@ impl Pool {
         statement: &'static str,
         turn: Option<OwnedMutexGuard<()>>,
     ) -> Result<Lease, Error> {
-        let (lease, _) = self.begin_asking(statement, turn).await?;
-        Ok(lease)
-    }
-
-    /// The same by several statements, and with what they give.
-    pub(crate) async fn begin_asking<'q>(
-        &self,
-        query: impl Execute<'q, Any> + 'q,
-        turn: Option<OwnedMutexGuard<()>>,
-    ) -> Result<(Lease, Vec<AnyRow>), Error> {
         let mut lease = self.acquire().await?;
         lease.turn = turn;
         // Before it is begun: a begin that is given up half-way may have been one.
         lease.stage = Stage::InTransaction;
-        let rows = lease.patient().fetch_all(query).await?;
-        Ok((lease, rows))
-    }
-
-    /// A whole transaction, from its begin to its commit.
-    pub(crate) async fn transaction<'q>(
-        &self,
-        query: impl Execute<'q, Any> + 'q,
-        turn: Option<OwnedMutexGuard<()>>,
-    ) -> Result<Vec<AnyRow>, Error> {
-        let (mut lease, rows) = self.begin_asking(query, turn).await?;
-        lease.stage = Stage::Clean;
-        Ok(rows)
+        lease.patient().execute(statement).await?;
+        Ok(lease)
     }
 
     /// Closes all connections, once those that are in use have come back.
@@ -188,9 +167,9 @@ impl Lease {
         }
     }
 
-    /// Makes the transaction so, by statements of which the last one commits.
-    pub(crate) async fn commit_by<'q>(mut self, query: impl Execute<'q, Any> + 'q) -> Result<(), Error> {
-        self.patient().execute(query).await?;
+    /// Makes the transaction so.
+    pub(crate) async fn commit(mut self) -> Result<(), Error> {
+        self.patient().execute("COMMIT").await?;
         self.stage = Stage::Clean;
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use pulp_model::{
     Attempt, CodedError, TaskId, Timestamp, WorkerName,
-    task::{Coalescing, LockMode, Newcomer, Owner, ResourceKey, TaskKind, TaskState},
+    task::{Claim, Coalescing, LockMode, Newcomer, Owner, ResourceKey, TaskKind, TaskState},
 };
 use pulp_trace::{Span, SpanKind, TraceContext};
 use serde::Serialize;
@@ -13,11 +13,10 @@ use sqlx::{Row as _, any::AnyRow};
 
 use crate::{
     Engine, Store, StoreError, Tx,
-    engine::{Turn, assembled, ids_of, keys, placeholders, records, records_of},
+    engine::{assembled, ids_of, keys, placeholders, records, records_of},
     outbox::{self, Message},
     row,
-    scripts::{self, Script},
-    together::all_or_each_with,
+    together::all_or_each,
 };
 
 /// A task's row.
@@ -107,20 +106,40 @@ pub struct Submission<'k> {
 
 /// A submission that stands by itself, with the trace of whoever asked.
 pub(crate) struct Request {
-    kind: TaskKind,
+    pub(crate) kind: TaskKind,
     owner: Owner,
     group_id: Option<String>,
     trace: Option<TraceContext>,
 }
 
+impl Request {
+    pub(crate) fn submission(&self) -> Submission<'_> {
+        Submission {
+            kind: &self.kind,
+            owner: self.owner.clone(),
+            group_id: self.group_id.clone(),
+            parent: None,
+            trace: self.trace.clone(),
+        }
+    }
+}
+
 /// A task that is to be written.
-struct Birth<'s> {
-    id: TaskId,
+pub(crate) struct Birth<'s> {
+    pub(crate) id: TaskId,
     kind: &'s TaskKind,
     owner: &'s str,
     group_id: Option<&'s str>,
     parent: Option<TaskId>,
     trace: Option<TraceContext>,
+}
+
+/// All that is written of it.
+pub(crate) struct Written<'b> {
+    pub(crate) row: TaskRow<'b>,
+    pub(crate) tags: Vec<TagRow>,
+    pub(crate) claims: Vec<ClaimRow>,
+    pub(crate) message: Message,
 }
 
 impl<'k> Submission<'k> {
@@ -143,6 +162,16 @@ impl<'k> Submission<'k> {
     }
 }
 
+/// The task that this request may be answered with.
+pub(crate) const LIKE_REQUEST: &str = "SELECT task_id FROM open_requests WHERE scope = $1 AND options = $2";
+
+/// No later request of this repository is answered with one from before.
+pub(crate) const CLOSE_REQUESTS: &str = "DELETE FROM open_requests WHERE repo_id = $1";
+
+/// Later requests of this scope may be answered with this task.
+pub(crate) const OPEN_REQUEST: &str = "INSERT INTO open_requests (scope, options, repo_id, task_id) VALUES ($1, $2, $3, $4) \
+                                       ON CONFLICT (scope) DO UPDATE SET options = excluded.options, task_id = excluded.task_id";
+
 const COLUMNS: &str = "task_id, task_type, state, tags, group_id, owner, attempt, worker_name, created, started, \
                        finished, cancel_requested, progress_report, result, error, spawned_tasks";
 
@@ -156,48 +185,29 @@ impl Store {
             group_id: submission.group_id.clone(),
             trace: submission.trace.clone().or_else(TraceContext::current),
         };
+        if let Some(writer) = &self.writer {
+            return writer.ask(move |writing| writing.submit(&request)).await;
+        }
         let store = self.clone();
-        let all = move |requests: Vec<Request>, turn| {
+        let all = move |requests: Vec<Request>| {
             let store = store.clone();
-            async move {
-                let together = |requests, turn| store.submit_together(requests, turn);
-                all_or_each_with(&requests, turn, together).await
-            }
+            async move { all_or_each(&requests, |requests| store.submit_together(requests)).await }
         };
-        let turn = || self.turn_to_write();
-        let answer = self.requests.ask_with(request, turn, all).await;
+        let answer = self.requests.ask(request, all).await;
         answer.unwrap_or_else(|| Err(StoreError::NotTogether("the request was given up".to_owned())))
     }
 
-    async fn submit_together(
-        &self,
-        requests: &[Request],
-        turn: Option<Turn>,
-    ) -> Result<Vec<TaskId>, StoreError> {
-        let submissions: Vec<Submission<'_>> = requests
-            .iter()
-            .map(|request| Submission {
-                kind: &request.kind,
-                owner: request.owner.clone(),
-                group_id: request.group_id.clone(),
-                parent: None,
-                trace: request.trace.clone(),
-            })
-            .collect();
-        let mut tx = self.begin_in(turn).await?;
+    async fn submit_together(&self, requests: &[Request]) -> Result<Vec<TaskId>, StoreError> {
+        let submissions: Vec<Submission<'_>> = requests.iter().map(Request::submission).collect();
+        let mut tx = self.begin().await?;
         // Their ids are in the order in which they were asked for, and decide where the instant is the same.
         let now = tx.turns_for(requests.iter().map(|r| &r.kind)).await?;
         let (mut ids, mut births) = (Vec::with_capacity(requests.len()), Vec::new());
         for submission in &submissions {
             ids.push(tx.conceive(submission, &mut births).await?);
         }
-        if births.is_empty() || tx.engine == Engine::Postgres {
-            tx.bear(&births, now).await?;
-            tx.commit().await?;
-        } else {
-            let last = tx.births(&births, now, scripts::COMMIT);
-            tx.commit_by(last).await?;
-        }
+        tx.bear(&births, now).await?;
+        tx.commit().await?;
         Ok(ids)
     }
 
@@ -272,36 +282,106 @@ impl Store {
 
 /// A task that is made, as a row of parameters.
 #[derive(Serialize)]
-struct TaskRow<'a> {
-    id: TaskId,
-    kind: String,
-    name: &'a str,
-    r#type: &'a str,
-    version: i64,
-    owner: &'a str,
-    class: &'a str,
-    tags: String,
-    grp: Option<&'a str>,
-    parent: Option<TaskId>,
-    restartable: i64,
-    traceparent: String,
-    tracestate: Option<String>,
+pub(crate) struct TaskRow<'a> {
+    pub(crate) id: TaskId,
+    pub(crate) kind: String,
+    pub(crate) name: &'a str,
+    pub(crate) r#type: &'a str,
+    pub(crate) version: i64,
+    pub(crate) owner: &'a str,
+    pub(crate) class: &'a str,
+    pub(crate) tags: String,
+    pub(crate) grp: Option<&'a str>,
+    pub(crate) parent: Option<TaskId>,
+    pub(crate) restartable: i64,
+    pub(crate) traceparent: String,
+    pub(crate) tracestate: Option<String>,
 }
 
 /// One of its tags.
 #[derive(Serialize)]
-struct TagRow {
+pub(crate) struct TagRow {
     id: TaskId,
-    tag: String,
+    pub(crate) tag: String,
 }
 
 /// What it needs.
 #[derive(Serialize)]
-struct ClaimRow {
+pub(crate) struct ClaimRow {
     id: TaskId,
-    resource: ResourceKey,
-    exclusive: i64,
+    pub(crate) resource: ResourceKey,
+    pub(crate) exclusive: i64,
 }
+
+impl<'s> Birth<'s> {
+    /// Of a task that is to be made for this submission.
+    pub(crate) fn of(submission: &'s Submission<'_>) -> Self {
+        Self {
+            id: TaskId::new(),
+            kind: submission.kind,
+            owner: submission.owner.as_str(),
+            group_id: submission.group_id.as_deref(),
+            parent: submission.parent,
+            trace: submission.trace.clone().or_else(TraceContext::current),
+        }
+    }
+
+    /// What is written of it at this instant.
+    pub(crate) fn at(&self, now: Timestamp) -> Written<'s> {
+        let kind = self.kind;
+        let span = Span::below(self.trace.as_ref(), "task.enqueue", SpanKind::Producer);
+        span.set("task.id", &self.id);
+        span.set("task.kind", kind.name());
+        let trace = span.place();
+        let (tags, claims) = (kind.tags(), kind.claims());
+        let row = TaskRow {
+            id: self.id,
+            kind: row::to_json(kind),
+            name: kind.name(),
+            r#type: kind.task_type(),
+            version: kind.schema_version(),
+            owner: self.owner,
+            class: kind.class().as_str(),
+            tags: row::to_json(&tags),
+            grp: self.group_id,
+            parent: self.parent,
+            restartable: kind.is_restartable().into(),
+            traceparent: trace.traceparent(),
+            tracestate: trace.tracestate(),
+        };
+        let distinct: BTreeSet<String> = tags.into_iter().collect();
+        let tag_of = |tag| TagRow { id: self.id, tag };
+        let claim_of = |claim: &Claim| ClaimRow {
+            id: self.id,
+            exclusive: (claim.mode == LockMode::Exclusive).into(),
+            resource: claim.resource.clone(),
+        };
+        let claim_rows = claims.iter().map(claim_of).collect();
+        let newcomer = Newcomer {
+            task_id: self.id,
+            class: kind.class(),
+            owner: Owner::from_stored(self.owner),
+            kind_name: kind.name().to_owned(),
+            schema_version: kind.schema_version(),
+            claims,
+            created: now,
+        };
+        Written {
+            row,
+            tags: distinct.into_iter().map(tag_of).collect(),
+            claims: claim_rows,
+            message: Message::made(newcomer).within(Some(trace)),
+        }
+    }
+}
+
+/// The columns of a task's row that are written when it is made.
+pub(crate) const BORN_WITH: &str = "task_id, kind, kind_name, task_type, schema_version, owner, class, tags, group_id, parent_id, \
+                                    restartable, traceparent, tracestate, created, state, attempt, lost, declined, \
+                                    progress_report, spawned_tasks";
+
+/// What all of them have in the last six.
+pub(crate) const AT_BIRTH: &str = "'waiting', 0, 0, 0, '{}', '[]'";
 
 impl Tx {
     /// Makes a task that nobody in particular asked for; see [`Tx::submit`].
@@ -335,42 +415,33 @@ impl Tx {
         {
             return Ok(waiting);
         }
-        let id = TaskId::new();
+        let birth = Birth::of(submission);
+        let id = birth.id;
+        let repo = kind.repo_id().as_str();
         if kind.changes_repository() {
-            let close = "DELETE FROM open_requests WHERE repo_id = $1";
-            sqlx::query(close)
-                .bind(kind.repo_id().as_str())
-                .execute(self.on())
-                .await?;
+            sqlx::query(CLOSE_REQUESTS).bind(repo).execute(self.on()).await?;
         }
         if let Some(Coalescing { scope, options }) = &coalescing {
-            let open = "INSERT INTO open_requests (scope, options, repo_id, task_id) VALUES ($1, $2, $3, $4) \
-                        ON CONFLICT (scope) DO UPDATE SET options = excluded.options, task_id = excluded.task_id";
-            sqlx::query(open)
+            sqlx::query(OPEN_REQUEST)
                 .bind(scope)
                 .bind(options)
-                .bind(kind.repo_id().as_str())
+                .bind(repo)
                 .bind(id.to_string())
                 .execute(self.on())
                 .await?;
         }
-        births.push(Birth {
-            id,
-            kind,
-            owner: submission.owner.as_str(),
-            group_id: submission.group_id.as_deref(),
-            parent: submission.parent,
-            trace: submission.trace.clone().or_else(TraceContext::current),
-        });
+        births.push(birth);
         Ok(id)
     }
 
     /// The waiting task that this request may be answered with. It can't be granted until this transaction ends:
     /// a grant closes the request, whose row is locked here.
     async fn waiting_like(&mut self, wanted: &Coalescing) -> Result<Option<TaskId>, StoreError> {
-        let sql =
-            self.locking("SELECT task_id FROM open_requests WHERE scope = $1 AND options = $2 FOR SHARE");
-        let found = sqlx::query(sql)
+        let lock = match self.engine {
+            Engine::Postgres => "FOR SHARE",
+            Engine::Sqlite => "",
+        };
+        let found = sqlx::query(assembled(format!("{LIKE_REQUEST} {lock}")))
             .bind(&wanted.scope)
             .bind(&wanted.options)
             .fetch_optional(self.on())
@@ -396,55 +467,17 @@ impl Tx {
 
     /// Writes tasks with all that belongs to each, and the messages that tell the resource manager.
     async fn bear(&mut self, births: &[Birth<'_>], now: Timestamp) -> Result<(), StoreError> {
-        if !births.is_empty() {
-            self.births(births, now, "").execute(self.on()).await?;
+        if births.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// The call that does so. On SQLite it is a script, and may `end` in one more statement.
-    fn births(&mut self, births: &[Birth<'_>], now: Timestamp, end: &str) -> Script {
         let (mut rows, mut tags, mut claims) = (Vec::new(), Vec::new(), Vec::new());
         let mut messages = Vec::with_capacity(births.len());
         for birth in births {
-            let kind = birth.kind;
-            let span = Span::below(birth.trace.as_ref(), "task.enqueue", SpanKind::Producer);
-            span.set("task.id", &birth.id);
-            span.set("task.kind", kind.name());
-            let trace = span.place();
-            let of = kind.tags();
-            rows.push(TaskRow {
-                id: birth.id,
-                kind: row::to_json(kind),
-                name: kind.name(),
-                r#type: kind.task_type(),
-                version: kind.schema_version(),
-                owner: birth.owner,
-                class: kind.class().as_str(),
-                tags: row::to_json(&of),
-                grp: birth.group_id,
-                parent: birth.parent,
-                restartable: kind.is_restartable().into(),
-                traceparent: trace.traceparent(),
-                tracestate: trace.tracestate(),
-            });
-            let distinct: BTreeSet<String> = of.into_iter().collect();
-            tags.extend(distinct.into_iter().map(|tag| TagRow { id: birth.id, tag }));
-            claims.extend(kind.claims().into_iter().map(|claim| ClaimRow {
-                id: birth.id,
-                exclusive: (claim.mode == LockMode::Exclusive).into(),
-                resource: claim.resource,
-            }));
-            let newcomer = Newcomer {
-                task_id: birth.id,
-                class: kind.class(),
-                owner: Owner::from_stored(birth.owner),
-                kind_name: kind.name().to_owned(),
-                schema_version: kind.schema_version(),
-                claims: kind.claims(),
-                created: now,
-            };
-            messages.push(Message::made(&newcomer).within(Some(trace)));
+            let written = birth.at(now);
+            rows.push(written.row);
+            tags.extend(written.tags);
+            claims.extend(written.claims);
+            messages.push(written.message);
         }
         let fields = [
             ("id", "text"),
@@ -463,11 +496,9 @@ impl Tx {
         ];
         let engine = self.engine;
         let insert_tasks = format!(
-            "INSERT INTO tasks (task_id, kind, kind_name, task_type, schema_version, owner, class, state, tags, \
-             group_id, parent_id, restartable, attempt, lost, declined, created, progress_report, spawned_tasks, \
-             traceparent, tracestate) \
-             SELECT r.id, r.kind, r.name, r.type, r.version, r.owner, r.class, 'waiting', r.tags, r.grp, r.parent, \
-             r.restartable, 0, 0, 0, CAST($2 AS BIGINT), '{{}}', '[]', r.traceparent, r.tracestate FROM {}",
+            "INSERT INTO tasks ({BORN_WITH}) \
+             SELECT r.id, r.kind, r.name, r.type, r.version, r.owner, r.class, r.tags, r.grp, r.parent, r.restartable, \
+             r.traceparent, r.tracestate, CAST($2 AS BIGINT), {AT_BIRTH} FROM {}",
             records(engine, &fields)
         );
         let insert_tags = |parameter| {
@@ -485,7 +516,7 @@ impl Tx {
             )
         };
         let (rows, tags, claims) = (row::to_json(&rows), row::to_json(&tags), row::to_json(&claims));
-        let messages = self.leave_rows(&messages);
+        let messages = self.leave_rows(messages);
         let sql = match engine {
             // One statement for all four: each is a round trip.
             Engine::Postgres => format!(
@@ -502,7 +533,7 @@ impl Tx {
                     Some(insert_claims(4)),
                     tell,
                 ];
-                scripts::joined(statements.into_iter().flatten(), end)
+                statements.into_iter().flatten().collect::<Vec<_>>().join("; ")
             }
         };
         sqlx::query(assembled(sql))
@@ -511,6 +542,9 @@ impl Tx {
             .bind(tags)
             .bind(claims)
             .bind(messages)
+            .execute(self.on())
+            .await?;
+        Ok(())
     }
 
     /// Cancels a task that has not begun, or asks its worker to stop. Terminal states never change.
@@ -545,7 +579,7 @@ impl Tx {
                     .await?;
                 self.release_reservations(&[id]).await?;
                 self.close_requests(&[id]).await?;
-                self.tell(now, &[Message::ended(id)]).await?;
+                self.tell(now, vec![Message::ended(id)]).await?;
                 Ok(CancelOutcome::Canceled)
             }
         }

@@ -17,27 +17,14 @@ pub(crate) async fn all_or_each<'q, Q, A, R>(
 where
     R: Future<Output = Result<Vec<A>, StoreError>>,
 {
-    all_or_each_with(questions, (), |questions, ()| together(questions)).await
-}
-
-/// The same, with what is for the first try alone; the others get the default.
-pub(crate) async fn all_or_each_with<'q, Q, T, A, R>(
-    questions: &'q [Q],
-    first: T,
-    together: impl Fn(&'q [Q], T) -> R,
-) -> Vec<Result<A, StoreError>>
-where
-    T: Default,
-    R: Future<Output = Result<Vec<A>, StoreError>>,
-{
-    match together(questions, first).await {
+    match together(questions).await {
         Ok(answers) => answers.into_iter().map(Ok).collect(),
         Err(e) if questions.len() == 1 => vec![Err(e)],
         Err(e) if e.is_transient() => questions.iter().map(|_| Err(e.for_another())).collect(),
         Err(_) => {
             let mut answers = Vec::with_capacity(questions.len());
             for question in questions {
-                let alone = together(std::slice::from_ref(question), T::default()).await;
+                let alone = together(std::slice::from_ref(question)).await;
                 let left_out = || {
                     Err(StoreError::NotTogether(
                         "it was left without an answer".to_owned(),
@@ -92,18 +79,6 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
         F: Fn(Vec<Q>) -> R,
         R: Future<Output = Vec<A>> + Send + 'static,
     {
-        let at_once = || std::future::ready(());
-        self.ask_with(question, at_once, |questions, ()| all(questions))
-            .await
-    }
-
-    /// The same; `first` is what `all` needs and may have to be waited for. Whoever comes until then is in the batch.
-    pub(crate) async fn ask_with<T, W, F, R>(&self, question: Q, first: impl Fn() -> W, all: F) -> Option<A>
-    where
-        W: Future<Output = T>,
-        F: Fn(Vec<Q>, T) -> R,
-        R: Future<Output = Vec<A>> + Send + 'static,
-    {
         let (answer, mut answered) = oneshot::channel();
         self.lock().push(Call { question, answer });
         loop {
@@ -116,7 +91,6 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
                 drop(turn);
                 return answered.await.ok();
             }
-            let first = first().await;
             let batch: Vec<_> = {
                 let mut calls = self.lock();
                 calls.retain(|call| !call.answer.is_closed());
@@ -125,7 +99,7 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             };
             let (questions, answers): (Vec<Q>, Vec<_>) =
                 batch.into_iter().map(|call| (call.question, call.answer)).unzip();
-            let done = all(questions, first);
+            let done = all(questions);
             tokio::spawn(async move {
                 for (answer, to) in done.await.into_iter().zip(answers) {
                     // Whoever asked may have gone.
@@ -172,26 +146,6 @@ mod tests {
         let answers = calls.await;
         assert_eq!(answers, (0..100).map(|n| Some(n * 2)).collect::<Vec<_>>());
         assert_eq!(batches.load(Ordering::SeqCst), 2);
-    }
-
-    #[tokio::test]
-    async fn calls_that_come_while_what_a_batch_needs_is_waited_for_are_in_it() {
-        let together: Together<usize, usize> = Together::default();
-        let (batches, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let first = || async {
-            gate.notified().await;
-            10
-        };
-        let all = |questions: Vec<usize>, first: usize| {
-            batches.fetch_add(1, Ordering::SeqCst);
-            async move { questions.into_iter().map(|n| n * first).collect() }
-        };
-        let calls = futures_of((0..100).map(|n| together.ask_with(n, first, all)));
-        tokio::pin!(calls);
-        assert!(futures::poll!(&mut calls).is_pending());
-        gate.notify_one();
-        assert_eq!(calls.await, (0..100).map(|n| Some(n * 10)).collect::<Vec<_>>());
-        assert_eq!(batches.load(Ordering::SeqCst), 1);
     }
 
     fn futures_of<F: Future>(calls: impl Iterator<Item = F>) -> futures::future::JoinAll<F> {

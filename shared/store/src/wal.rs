@@ -9,14 +9,11 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    str::FromStr as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
-
-use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::{StoreError, together::Together};
 
@@ -37,12 +34,11 @@ struct Log {
 }
 
 impl Wal {
-    /// Of the database of this URL.
-    pub(crate) fn of(url: &str) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url)?;
-        let mut path = options.get_filename().as_os_str().to_owned();
+    /// Of the database in this file.
+    pub(crate) fn of(database: &Path) -> Self {
+        let mut path = database.as_os_str().to_owned();
         path.push("-wal");
-        Ok(Self {
+        Self {
             log: Arc::new(Log {
                 path: path.into(),
                 failed: AtomicBool::new(false),
@@ -50,7 +46,18 @@ impl Wal {
                 syncs: 0.into(),
             }),
             waiting: Together::default(),
-        })
+        }
+    }
+
+    /// From here on the disk refuses.
+    #[cfg(test)]
+    pub(crate) fn refuse(&self) {
+        self.log.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// The same as [`Wal::sync`] on this thread, which waits.
+    pub(crate) fn sync_here(&self) -> io::Result<()> {
+        self.log.sync()
     }
 
     /// Returns when all that was committed before is on the disk.
@@ -135,13 +142,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder).await;
         // From here on the disk refuses, of which only those hear who wait for it.
-        store
-            .wal
-            .as_ref()
-            .unwrap()
-            .log
-            .failed
-            .store(true, Ordering::Relaxed);
+        store.wal.as_ref().unwrap().refuse();
         let mut repeatable = store.begin_repeatable().await.unwrap();
         note(&mut repeatable).await;
         repeatable.commit().await.unwrap();
@@ -176,7 +177,7 @@ mod tests {
     async fn a_log_that_the_disk_refused_once_is_never_taken_to_be_there_again() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("x");
-        let wal = Wal::of(&format!("sqlite:{}", database.display())).unwrap();
+        let wal = Wal::of(&database);
         wal.sync().await.unwrap();
         // A symbolic link to itself is what no program can open.
         std::os::unix::fs::symlink(folder.path().join("x-wal"), folder.path().join("x-wal")).unwrap();

@@ -1,6 +1,6 @@
 //! A resource manager: the leader is the real one; the loops are those of `resource-manager/src`.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use pulp_liveness::Trust;
 use pulp_model::{Attempt, Epoch, TaskId, deadline::HardLimits};
@@ -41,10 +41,10 @@ impl Port for Remote {
             .await
     }
 
-    async fn waiting_in(&self, gaps: &[Gap]) -> Result<Vec<TaskId>, StoreError> {
-        let gaps = gaps.to_vec();
+    async fn waiting_in(&self, gaps: &[Gap], known: &[TaskId]) -> Result<Vec<TaskId>, StoreError> {
+        let (gaps, known) = (gaps.to_vec(), known.to_vec());
         self.ctx
-            .database("waiting in", move |l, _| Ok(l.waiting_in(&gaps)))
+            .database("waiting in", move |l, _| Ok(l.waiting_in(&gaps, &known)))
             .await
     }
 
@@ -176,7 +176,7 @@ async fn lead(ctx: &Ctx, settings: &Settings, epoch: Epoch) {
                     ended: messages().filter(|m| m.terminal).map(|m| m.task).collect(),
                     made: {
                         let ledger = ctx.sim.ledger.borrow();
-                        messages().filter(|m| m.made).filter_map(|m| ledger.newcomer(m.task)).collect()
+                        messages().filter(|m| m.made).filter_map(|m| ledger.newcomer(m.task)).map(Arc::new).collect()
                     },
                 };
                 let done = leader.take_in(news).await;

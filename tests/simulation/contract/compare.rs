@@ -8,7 +8,7 @@ use super::both::Both;
 use crate::ledger::Queue;
 
 impl Both {
-    /// Who waits before the middle one of the live tasks, on each side by its own clock.
+    /// Who else waits up to the middle one of the live tasks, on each side by its own clock.
     async fn compare_lines(&self, live: &[LiveTask], story: &[String]) {
         let Some(middle) = live.get(live.len() / 2) else {
             return;
@@ -21,12 +21,16 @@ impl Both {
             };
             middle.claims.iter().map(of).collect()
         };
-        let theirs = self.store.waiting_in(&gaps(middle.created)).await.unwrap();
+        let theirs = self
+            .store
+            .waiting_in(&gaps(middle.created), &[middle.id])
+            .await
+            .unwrap();
         let mut theirs: Vec<usize> = theirs.iter().map(|id| self.theirs(*id)).collect();
         let here = self.tasks[self.theirs(middle.id)].0;
         let ours = self
             .ledger
-            .waiting_in(&gaps(self.ledger.row(here).unwrap().created));
+            .waiting_in(&gaps(self.ledger.row(here).unwrap().created), &[here]);
         let mut ours: Vec<usize> = ours.iter().map(|id| self.ours(*id)).collect();
         ours.sort_unstable();
         theirs.sort_unstable();
@@ -70,7 +74,7 @@ impl Both {
             .rows
             .iter()
             .map(|row| {
-                let body: Value = serde_json::from_str(&row.body).unwrap();
+                let body: Value = serde_json::from_str(&row.body()).unwrap();
                 let id: TaskId = body["task_id"].as_str().unwrap().parse().unwrap();
                 (
                     row.queue.clone(),

@@ -330,7 +330,7 @@ async fn a_plain_end_ends_the_task_frees_its_resources_and_tells_of_it(bed: &Bed
     let told = bed.outbox_fresh(u32::MAX);
     let bodies: Vec<serde_json::Value> = told
         .iter()
-        .map(|row| serde_json::from_str(&row.body).unwrap())
+        .map(|row| serde_json::from_str(&row.body()).unwrap())
         .collect();
     assert_eq!(
         bodies,

@@ -57,7 +57,7 @@ async fn a_grant_counts_the_attempt_reserves_and_tells_the_class(bed: &Bed) {
     let batch = bed.outbox_batch(10).await.unwrap();
     let grants: Vec<_> = batch.rows.iter().filter(|r| r.queue == "publish").collect();
     assert_eq!(grants.len(), 1);
-    let body: serde_json::Value = serde_json::from_str(&grants[0].body).unwrap();
+    let body: serde_json::Value = serde_json::from_str(&grants[0].body()).unwrap();
     let expected =
         json!({"v": 1, "type": "grant", "task_id": id, "attempt": 1, "class": "publish", "epoch": epoch});
     assert_eq!(body, expected);

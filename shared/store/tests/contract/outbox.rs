@@ -36,7 +36,7 @@ async fn messages_come_oldest_first_and_at_most_as_many_as_asked_for(bed: &Bed) 
     let batch = bed.outbox_batch(4).await.unwrap();
     assert_eq!(batch.rows.len(), 4);
     for (row, task) in batch.rows.iter().zip(&tasks) {
-        assert!(row.body.contains(task), "{} is not of {task}", row.body);
+        assert!(row.body().contains(task), "{} is not of {task}", row.body());
     }
 }
 

@@ -62,7 +62,7 @@ async fn a_new_task_is_row_tags_resources_and_message_together(bed: &Bed) {
     let batch = bed.outbox_batch(10).await.unwrap();
     assert_eq!(batch.rows.len(), 1);
     assert_eq!(batch.rows[0].queue, "intake");
-    let mut body: serde_json::Value = serde_json::from_str(&batch.rows[0].body).unwrap();
+    let mut body: serde_json::Value = serde_json::from_str(&batch.rows[0].body()).unwrap();
     // What the message says of the task is what its row says.
     let made: Newcomer = serde_json::from_value(body["made"].take()).unwrap();
     assert_eq!(LiveTask::from(made), live[0]);

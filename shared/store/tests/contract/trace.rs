@@ -21,7 +21,7 @@ fn caller() -> TraceContext {
 /// The traces of the messages about a task; they leave the outbox.
 async fn traces_of_messages(bed: &Bed, id: TaskId) -> Vec<Option<TraceContext>> {
     let batch = bed.outbox_batch(100).await.unwrap();
-    let of_task = batch.rows.iter().filter(|r| r.body.contains(&id.to_string()));
+    let of_task = batch.rows.iter().filter(|r| r.body().contains(&id.to_string()));
     let traces = of_task.map(|r| r.trace.clone()).collect();
     let all: Vec<String> = batch.rows.iter().map(|r| r.id.clone()).collect();
     batch.settle(&all).await.unwrap();
@@ -50,7 +50,7 @@ async fn a_task_that_nobody_traces_has_a_trace_of_its_own(bed: &Bed) {
     let batch = bed.outbox_batch(10).await.unwrap();
     let trace = |id: TaskId| {
         let mut rows = batch.rows.iter();
-        let row = rows.find(|r| r.body.contains(&id.to_string())).unwrap();
+        let row = rows.find(|r| r.body().contains(&id.to_string())).unwrap();
         row.trace.clone().unwrap()
     };
     assert_ne!(trace(a).trace_id(), trace(b).trace_id());
