@@ -1,8 +1,9 @@
 //! The steps that every task goes through, as SQLite's [writer](crate::writer) does them: one row at a time, by statements that are
 //! compiled once. PostgreSQL does each of them in [one statement](crate::fused), for many tasks.
 //!
-//! A row is looked for, then changed by its place: nobody else writes in between, and `RETURNING`, like a subquery after `IN`, would
-//! make SQLite set up a table for its result each time, which costs more than the change.
+//! A row is looked for, then changed by its place: nobody else writes in between, and `RETURNING`, a subquery after `IN`, or a
+//! deletion of several rows of a table without rowid would make SQLite set up a table for what it finds, which costs more than the
+//! change.
 
 use std::{iter, sync::LazyLock};
 
@@ -205,7 +206,12 @@ impl Writing<'_> {
                 self.execute(GOOD_RUN, [schedule])?;
             }
         }
-        self.execute("DELETE FROM reservations WHERE task_id = ?1", [&id])?;
+        let mut held = self.statement("SELECT resource FROM reservations WHERE task_id = ?1")?;
+        let held = held.query_map([&id], |r| r.get(0))?;
+        for resource in held.collect::<Result<Vec<String>, _>>()? {
+            let free = "DELETE FROM reservations WHERE resource = ?1 AND task_id = ?2";
+            self.execute(free, (resource, &id))?;
+        }
         self.tell(Message::ended(task_id))?;
         Ok(true)
     }

@@ -31,8 +31,9 @@ const MOST: usize = 256;
 /// Statements that are kept compiled: more than there are.
 const STATEMENTS: usize = 64;
 
-/// Pages that are kept, in KiB: what tasks touch again and again is more than SQLite's 2 MiB.
-const CACHE: &str = "PRAGMA cache_size = -16384";
+/// Keeps 16 MiB of pages: what tasks touch again and again is more than SQLite's 2. And looks up no task before it writes what
+/// belongs to it: each step has made or found it in the same transaction, and deletes none.
+const OF_ITS_OWN: &str = "PRAGMA cache_size = -16384; PRAGMA foreign_keys = OFF";
 
 /// The way to the thread, which begins with the first call.
 pub(crate) struct Writer {
@@ -329,7 +330,7 @@ impl Thread {
     fn connect(&self) -> Result<Connection, StoreError> {
         let connection = Connection::open(&self.place.path)?;
         connection.execute_batch(SQLITE_SETTINGS)?;
-        connection.execute_batch(CACHE)?;
+        connection.execute_batch(OF_ITS_OWN)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)
     }
