@@ -161,21 +161,26 @@ impl Writer {
         answer.await.map_err(|_| ended())?
     }
 
+    /// Gives the call to the thread; to another one, should it have come to an end that it should not have.
     fn leave(&self, call: Box<dyn Call>) -> Result<(), StoreError> {
         let mut state = self.lock();
-        if let State::Idle = *state {
-            let (calls, left) = mpsc::channel();
-            let place = self.place.clone();
-            let thread = thread::Builder::new()
-                .name("sqlite-writer".to_owned())
-                .spawn(move || Thread::new(place).serve(&left))
-                .map_err(sqlx::Error::Io)?;
-            *state = State::Working(calls, thread);
-        }
-        match &*state {
-            State::Working(calls, _) => calls.send(call).map_err(|_| ended()),
-            State::Idle | State::Closed => Err(ended()),
-        }
+        let call = match &*state {
+            State::Closed => return Err(ended()),
+            State::Idle => call,
+            State::Working(calls, _) => match calls.send(call) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::SendError(call)) => call,
+            },
+        };
+        let (calls, left) = mpsc::channel();
+        let place = self.place.clone();
+        let thread = thread::Builder::new()
+            .name("sqlite-writer".to_owned())
+            .spawn(move || Thread::new(place).serve(&left))
+            .map_err(sqlx::Error::Io)?;
+        let is_left = calls.send(call).map_err(|_| ended());
+        *state = State::Working(calls, thread);
+        is_left
     }
 
     /// Takes no more, and returns once all that was left is done and the connection closed.
@@ -461,6 +466,17 @@ mod tests {
         answer.unwrap();
         let told = writer(&store).ask(note("b")).await;
         assert!(told.unwrap_err().is_transient());
+        assert_eq!(notes(&store).await, ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_step_that_panics_costs_those_who_shared_its_transaction_and_nobody_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder).await;
+        let panics = |_: &mut Writing<'_>| -> Result<(), StoreError> { panic!("on purpose") };
+        let told = writer(&store).ask(panics).await;
+        assert!(told.unwrap_err().is_transient());
+        writer(&store).ask(note("a")).await.unwrap();
         assert_eq!(notes(&store).await, ["a"]);
     }
 
